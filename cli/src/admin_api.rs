@@ -1,0 +1,127 @@
+//! Calls of the control plane's admin API.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use reqwest::{Client, Method, Url};
+use serde_json::Value;
+
+use crate::http_client;
+
+/// The admin API of one control plane.
+#[derive(Clone)]
+pub(crate) struct AdminApi {
+    http: Client,
+    base: Url,
+    token: String,
+}
+
+impl AdminApi {
+    /// The API at `url`, called with the bearer `token`.
+    pub(crate) fn new(url: &str, token: String, ca_file: Option<&Path>) -> Result<Self> {
+        let base = http_client::url(url)?;
+        Ok(Self { http: http_client::client(&base, ca_file)?, base, token })
+    }
+
+    /// `GET /admin/v1/{path}`; each segment is escaped.
+    pub(crate) async fn get(&self, path: &[&str]) -> Result<Value> {
+        self.call(Method::GET, path, None).await
+    }
+
+    /// `POST /admin/v1/{path}`.
+    pub(crate) async fn post(&self, path: &[&str], body: &Value) -> Result<Value> {
+        self.call(Method::POST, path, Some(body)).await
+    }
+
+    /// `PUT /admin/v1/{path}`.
+    pub(crate) async fn put(&self, path: &[&str], body: &Value) -> Result<Value> {
+        self.call(Method::PUT, path, Some(body)).await
+    }
+
+    /// `PATCH /admin/v1/{path}`.
+    pub(crate) async fn patch(&self, path: &[&str], body: &Value) -> Result<Value> {
+        self.call(Method::PATCH, path, Some(body)).await
+    }
+
+    /// `DELETE /admin/v1/{path}`.
+    pub(crate) async fn delete(&self, path: &[&str]) -> Result<Value> {
+        self.call(Method::DELETE, path, None).await
+    }
+
+    /// `null` for an answer without a body; a refusal becomes an error with the server's explanation.
+    async fn call(&self, method: Method, path: &[&str], body: Option<&Value>) -> Result<Value> {
+        let url = url_of(&self.base, path)?;
+        let mut request = self.http.request(method, url.clone()).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request
+            .send()
+            .await
+            .map_err(|error| http_client::unreachable(&error, "the control plane", &url))?;
+        let status = response.status();
+        let bytes = http_client::body(response).await?;
+        if !status.is_success() {
+            return Err(refusal(status, &bytes));
+        }
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&bytes)
+            .with_context(|| format!("{url} answered no JSON; is it the admin listener?"))
+    }
+}
+
+/// `base` with `/admin/v1` and the segments, each escaped so that it stays one.
+fn url_of(base: &Url, path: &[&str]) -> Result<Url> {
+    let mut url = base.clone();
+    url.path_segments_mut()
+        .map_err(|()| anyhow!("{base} cannot be an address"))?
+        .pop_if_empty()
+        .extend(["admin", "v1"])
+        .extend(path);
+    Ok(url)
+}
+
+/// An RFC 9457 problem, told to people: title, detail, and a line for each field that is wrong.
+fn refusal(status: reqwest::StatusCode, body: &[u8]) -> anyhow::Error {
+    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    let mut message = text(&problem, "detail");
+    if message.is_empty() {
+        message = text(&problem, "title");
+    }
+    if message.is_empty() {
+        message = format!("the control plane answered {status}");
+    }
+    if status == reqwest::StatusCode::UNAUTHORIZED {
+        message.push_str("; check the admin token (--admin-token-file or ATM_ADMIN_TOKEN)");
+    }
+    for mistake in problem["errors"].as_array().into_iter().flatten() {
+        // Writing to a String cannot fail.
+        let _ = write!(message, "\n  {}: {}", text(mistake, "field"), text(mistake, "message"));
+    }
+    anyhow!(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_cannot_leave_its_place() {
+        let base = Url::parse("http://127.0.0.1:1/base/").unwrap();
+        let url = url_of(&base, &["clients", "a/../b?c"]).unwrap();
+        assert_eq!(url.path(), "/base/admin/v1/clients/a%2F..%2Fb%3Fc");
+    }
+
+    #[test]
+    fn a_problem_names_every_field() {
+        let body = br#"{"title":"Unprocessable","detail":"2 mistakes","errors":[{"field":"a","message":"is wrong"},{"field":"b","message":"too"}]}"#;
+        let error = refusal(reqwest::StatusCode::UNPROCESSABLE_ENTITY, body).to_string();
+        assert_eq!(error, "2 mistakes\n  a: is wrong\n  b: too");
+        let error = refusal(reqwest::StatusCode::BAD_GATEWAY, b"<html>").to_string();
+        assert!(error.contains("502"), "{error}");
+    }
+}

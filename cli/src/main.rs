@@ -1,0 +1,113 @@
+//! `atmctl`: what operators and developers do with ATM, from the command line.
+//!
+//! Results go to standard output (tables, or JSON with `--output json`), everything else to standard error. Exit status 0 means
+//! that what was asked for was done or holds, 1 that it was not, 2 that the command line was wrong.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+mod admin_api;
+mod client;
+mod connection;
+mod dev;
+mod fleet;
+mod http_client;
+mod keys;
+mod output;
+mod policy;
+mod revoke;
+mod token;
+mod token_input;
+
+use connection::Connection;
+
+/// Operate ATM: clients, tokens, keys, policies, revocations, and a local stack to try them on.
+///
+/// A control plane is found by --admin-url with --admin-token-file (or the variable ATM_ADMIN_TOKEN), or by --dir, the
+/// directory of a local stack that `atmctl dev up` started.
+#[derive(Debug, Parser)]
+#[command(name = "atmctl", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A local stack: NATS, control plane, sidecar, Envoy and an echo service
+    #[command(subcommand)]
+    Dev(dev::Command),
+    /// OAuth clients
+    #[command(subcommand)]
+    Client(client::Command),
+    /// Issue, read and verify access tokens
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Revoke tokens: one, or all of a session, subject, client, realm, issuer or key
+    Revoke(revoke::Revoke),
+    /// Signing keys
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Policies: what requests are let through
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// The sidecars, and the revision each enforces
+    Fleet,
+    /// Print a completion script, for example: source <(atmctl completions bash)
+    Completions {
+        /// The shell to print it for
+        shell: clap_complete::Shell,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    // Fails only where a provider is installed already, which is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let Arguments { connection, command } = Arguments::parse();
+    match run(&connection, command).await {
+        Ok(status) => status,
+        // The reader of a pipe has gone (`atmctl fleet | head -1`): nobody is left to tell.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("atmctl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Dev(command) => return command.run(connection).await,
+        Command::Token(command) => return command.run(connection).await,
+        Command::Revoke(command) => return command.run(connection).await,
+        Command::Keys(command) => return command.run(connection).await,
+        Command::Client(command) => command.run(connection).await?,
+        Command::Policy(command) => command.run(connection).await?,
+        Command::Fleet => fleet::run(connection).await?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "atmctl", &mut script);
+            output::print(&String::from_utf8_lossy(&script))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,338 @@
+//! What sidecars say of themselves: who lives, what each has applied, and so the receipts of revocations.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::{Client, Message as NatsMessage};
+use atm_proto::change::Epoch;
+use atm_proto::report::SidecarReport;
+use futures::StreamExt;
+use prost::Message;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::{Position, Shared, count};
+
+/// A sidecar that has not reported for so long is gone.
+const LEASE: Duration = Duration::from_secs(10);
+/// Sidecars that are gone are shown for so long.
+const REMEMBERED: Duration = Duration::from_hours(1);
+/// Sidecars reported on at most; NATS permissions say who may report, this bounds what a mistake costs.
+const MAX_SIDECARS: usize = 20_000;
+/// A sidecar that has not reported a revision this long after it was sequenced is behind.
+const BEHIND_AFTER: Duration = Duration::from_secs(1);
+/// After a connection every live sidecar has reported within this time; before, an empty fleet means nothing.
+const WARM_UP: Duration = Duration::from_secs(6);
+const MAX_REPORT_BYTES: usize = 4_096;
+const MAX_TEXT: usize = 256;
+/// Sequencing instants and reports remembered, for receipts of recent revisions.
+const RECENT_REVISIONS: usize = 1_024;
+const RECENT_REPORTS: usize = 16;
+/// Sidecars that a receipt names.
+const MAX_MISSING: usize = 100;
+
+/// How a sidecar stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SidecarState {
+    /// Reports, and has what there is.
+    Live,
+    /// Reports, and lacks a revision that is older than a second.
+    Behind,
+    /// Has not reported for ten seconds. It may be cut off and serve until it calls itself stale.
+    Gone,
+}
+
+/// A sidecar as operators see it.
+#[derive(Debug, Clone, Serialize)]
+pub struct SidecarView {
+    /// Its name in the subjects.
+    pub id: String,
+    /// Of its program.
+    pub version: String,
+    /// The revision that it enforces; 0 while it is on another epoch.
+    pub applied_revision: u64,
+    /// Whether it serves.
+    pub ready: bool,
+    /// Why it is not as it should be.
+    pub degraded: Option<String>,
+    /// Milliseconds since its last report.
+    pub last_seen_ms: u64,
+    /// Milliseconds from the sequencing of `applied_revision` to its application, by the sidecar's clock.
+    pub applied_delay_ms: i64,
+    /// Policy set in force there.
+    pub policy_version: u64,
+    /// Ids and watermarks that it enforces.
+    pub revocations: u64,
+    /// Change sets that it refused since its start.
+    pub refused_change_sets: u64,
+    /// How it stands.
+    pub state: SidecarState,
+}
+
+/// The fleet as operators see it.
+#[derive(Debug, Clone, Serialize)]
+pub struct FleetView {
+    /// The log's life.
+    pub epoch: String,
+    /// The newest revision.
+    pub revision: u64,
+    /// By id.
+    pub sidecars: Vec<SidecarView>,
+    /// Sidecars that report.
+    pub live: usize,
+    /// Of those, the ones that enforce `revision`.
+    pub in_force_on: usize,
+}
+
+/// Proof that a revision is in force, or what is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Receipt {
+    /// The revision asked for.
+    pub revision: u64,
+    /// Sidecars that report.
+    pub live: usize,
+    /// Of those, the ones that enforce it.
+    pub applied: usize,
+    /// Sidecars of the last hour that report no more; what they do is not known.
+    pub gone: usize,
+    /// Milliseconds from the sequencing to the last of these reports, by this process's clock; none where it was sequenced
+    /// by another process or too long ago.
+    pub slowest_ms: Option<u64>,
+    /// Live sidecars that have not reported it, at most 100.
+    pub missing: Vec<String>,
+    /// Whether the share asked for is reached. Never true while NATS, and so the fleet, is out of sight.
+    pub complete: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    report: SidecarReport,
+    epoch: Option<Epoch>,
+    seen: Instant,
+    /// Revisions of `epoch` and when they were reported first, ascending.
+    advances: VecDeque<(u64, Instant)>,
+}
+
+impl Entry {
+    fn is_live(&self, now: Instant) -> bool {
+        now.duration_since(self.seen) < LEASE
+    }
+
+    fn applied(&self, epoch: Epoch) -> u64 {
+        if self.epoch == Some(epoch) { self.report.applied_revision } else { 0 }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    sidecars: HashMap<String, Entry>,
+    /// Revisions sequenced or seen here, and when, ascending.
+    sequenced: VecDeque<(u64, Instant)>,
+    /// Since when reports reach us.
+    listening: Option<Instant>,
+}
+
+/// The tracker. Its lock is held for no longer than one look at the whole fleet takes.
+#[derive(Debug, Default)]
+pub(super) struct Fleet {
+    known: Mutex<Known>,
+    changed: watch::Sender<u64>,
+}
+
+impl Fleet {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Nothing panics under the lock; if it ever did, reports would still be reports.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Notes when `revision` was sequenced.
+    pub(super) fn sequenced(&self, revision: u64) {
+        let mut known = self.lock();
+        if known.sequenced.back().is_some_and(|(last, _)| *last >= revision) {
+            known.sequenced.clear(); // a new epoch
+        }
+        if known.sequenced.len() == RECENT_REVISIONS {
+            known.sequenced.pop_front();
+        }
+        known.sequenced.push_back((revision, Instant::now()));
+    }
+
+    /// Notes that reports reach us from now on, or no more.
+    pub(super) fn listening(&self, connected: bool) {
+        let mut known = self.lock();
+        if connected {
+            known.listening.get_or_insert_with(Instant::now);
+        } else {
+            known.listening = None;
+        }
+    }
+
+    /// Takes one report. False: refused.
+    pub(super) fn report(&self, id: &str, mut report: SidecarReport) -> bool {
+        if report.sidecar_id != id || report.version.len() > MAX_TEXT {
+            return false;
+        }
+        truncate(&mut report.degraded);
+        let epoch = <[u8; 16]>::try_from(&report.epoch[..]).ok().map(Epoch::from_bytes);
+        let now = Instant::now();
+        let mut known = self.lock();
+        if !known.sidecars.contains_key(id) && known.sidecars.len() >= MAX_SIDECARS {
+            known.sidecars.retain(|_, entry| entry.is_live(now));
+            if known.sidecars.len() >= MAX_SIDECARS {
+                return false;
+            }
+        }
+        let entry = known.sidecars.entry(id.to_owned()).or_insert_with(|| Entry {
+            report: SidecarReport::default(),
+            epoch,
+            seen: now,
+            advances: VecDeque::new(),
+        });
+        // Below what it reported before: restarted from an older copy, so earlier advances count no more.
+        if entry.epoch != epoch || report.applied_revision < entry.report.applied_revision {
+            entry.advances.clear();
+        }
+        if entry.advances.back().is_none_or(|(last, _)| *last < report.applied_revision) {
+            if entry.advances.len() == RECENT_REPORTS {
+                entry.advances.pop_front();
+            }
+            entry.advances.push_back((report.applied_revision, now));
+        }
+        (entry.epoch, entry.seen, entry.report) = (epoch, now, report);
+        drop(known);
+        self.changed.send_modify(|version| *version = version.wrapping_add(1));
+        true
+    }
+
+    /// Forgets who has been gone for an hour.
+    pub(super) fn forget_old(&self) {
+        let now = Instant::now();
+        self.lock().sidecars.retain(|_, entry| now.duration_since(entry.seen) < REMEMBERED);
+    }
+
+    pub(super) fn view(&self, position: Position) -> FleetView {
+        let now = Instant::now();
+        let known = self.lock();
+        // What everyone must have by now: the newest revision that is older than a second.
+        let due =
+            known.sequenced.iter().rev().find(|(_, at)| now.duration_since(*at) >= BEHIND_AFTER).map_or_else(
+                || if known.sequenced.is_empty() { position.revision } else { 0 },
+                |(due, _)| *due,
+            );
+        let mut sidecars: Vec<SidecarView> =
+            known.sidecars.iter().map(|(id, entry)| entry.view(id, now, position.epoch, due)).collect();
+        sidecars.sort_by(|a, b| a.id.cmp(&b.id));
+        let live = sidecars.iter().filter(|sidecar| sidecar.state != SidecarState::Gone);
+        FleetView {
+            epoch: position.epoch.to_string(),
+            revision: position.revision,
+            live: live.clone().count(),
+            in_force_on: live.filter(|sidecar| sidecar.applied_revision >= position.revision).count(),
+            sidecars,
+        }
+    }
+
+    pub(super) fn receipt(&self, epoch: Epoch, revision: u64, share: f64, connected: bool) -> Receipt {
+        let now = Instant::now();
+        let known = self.lock();
+        let sequenced = known.sequenced.iter().find(|(at, _)| *at >= revision).map(|(_, at)| *at);
+        let (mut live, mut applied, mut gone) = (0, 0, 0);
+        let (mut slowest, mut missing) = (None, Vec::new());
+        for (id, entry) in &known.sidecars {
+            if !entry.is_live(now) {
+                gone += 1;
+                continue;
+            }
+            live += 1;
+            if entry.applied(epoch) < revision {
+                missing.push(id.clone());
+                continue;
+            }
+            applied += 1;
+            let reported = entry.advances.iter().find(|(at, _)| *at >= revision).map(|(_, at)| *at);
+            if let (Some(sequenced), Some(reported)) = (sequenced, reported) {
+                slowest = slowest.max(Some(millis(reported.saturating_duration_since(sequenced))));
+            }
+        }
+        missing.sort_unstable();
+        missing.truncate(MAX_MISSING);
+        let warm = known.listening.is_some_and(|since| now.duration_since(since) >= WARM_UP);
+        let complete = connected && (live > 0 || warm) && reaches(applied, live, share);
+        Receipt { revision, live, applied, gone, slowest_ms: slowest, missing, complete }
+    }
+}
+
+impl Entry {
+    fn view(&self, id: &str, now: Instant, epoch: Epoch, due: u64) -> SidecarView {
+        let applied_revision = self.applied(epoch);
+        let state = match (self.is_live(now), applied_revision >= due) {
+            (false, _) => SidecarState::Gone,
+            (true, false) => SidecarState::Behind,
+            (true, true) => SidecarState::Live,
+        };
+        let report = &self.report;
+        SidecarView {
+            id: id.to_owned(),
+            version: report.version.clone(),
+            applied_revision,
+            ready: report.ready,
+            degraded: Some(report.degraded.clone()).filter(|why| !why.is_empty()),
+            last_seen_ms: millis(now.duration_since(self.seen)),
+            applied_delay_ms: report.applied_delay_ms,
+            policy_version: report.policy_version,
+            revocations: report.revocations,
+            refused_change_sets: report.refused_change_sets,
+            state,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether `applied` of `live` is at least `share`. What is no share asks for all.
+#[expect(clippy::cast_precision_loss, reason = "a fleet has fewer than 2^52 sidecars")]
+fn reaches(applied: usize, live: usize, share: f64) -> bool {
+    let share = if (0.0..=1.0).contains(&share) { share } else { 1.0 };
+    applied as f64 >= share * live as f64
+}
+
+fn truncate(text: &mut String) {
+    let end = text.floor_char_boundary(MAX_TEXT);
+    text.truncate(end);
+}
+
+/// Listens to the fleet.
+pub(super) async fn run(shared: Arc<Shared>, client: Client) {
+    loop {
+        match client.subscribe(shared.subjects.fleet_all()).await {
+            Ok(mut reports) => {
+                while let Some(message) = reports.next().await {
+                    let taken = take(&shared.fleet, &message);
+                    count(if taken { &shared.counters.reports } else { &shared.counters.reports_refused });
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot subscribe to the fleet's reports; trying again"),
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn take(fleet: &Fleet, message: &NatsMessage) -> bool {
+    if message.payload.len() > MAX_REPORT_BYTES {
+        return false;
+    }
+    let Some((_, id)) = message.subject.rsplit_once('.') else { return false };
+    SidecarReport::decode(message.payload.clone()).is_ok_and(|report| fleet.report(id, report))
+}
+
+#[cfg(test)]
+mod tests;

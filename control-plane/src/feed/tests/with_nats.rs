@@ -1,0 +1,227 @@
+//! The feed with a real nats-server, from `.tools/bin` or `ATM_TOOLS_DIR`. Without one these tests say so and pass.
+
+use atm_proto::change::Heartbeat;
+use atm_proto::report::{ResyncReply, SidecarReport};
+use futures::StreamExt;
+use prost::Message;
+
+use super::*;
+
+/// Kills its server when dropped.
+struct Nats {
+    child: Child,
+    port: u16,
+    dir: PathBuf,
+}
+
+impl Nats {
+    fn program() -> Option<PathBuf> {
+        let tools = std::env::var_os("ATM_TOOLS_DIR")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin"), PathBuf::from);
+        let program = tools.join("nats-server");
+        if !program.exists() {
+            eprintln!("skipped: no {}; `make tools` installs it", program.display());
+            return None;
+        }
+        Some(program)
+    }
+
+    async fn start(dir: &Path, port: u16) -> Option<Self> {
+        let program = Self::program()?;
+        let child = Command::new(program)
+            .args(["-a", "127.0.0.1", "-js", "-p", &port.to_string(), "-sd"])
+            .arg(dir)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let nats = Self { child, port, dir: dir.to_owned() };
+        for _ in 0..200 {
+            if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+                return Some(nats);
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("nats-server does not listen");
+    }
+
+    fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+async fn connected() -> Option<(TempDir, Nats, Fixture)> {
+    let dir = tempfile::tempdir().unwrap();
+    let nats = Nats::start(dir.path(), free_port()).await?;
+    let fixture = Fixture::start_in(tempfile::tempdir().unwrap(), &nats.url()).await;
+    fixture.feed.carrier().wait_for(|carrier| *carrier == Carrier::Connected).await.unwrap();
+    Some((dir, nats, fixture))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_reaches_live_subscribers_signed_and_in_order() {
+    let Some((_dir, nats, fixture)) = connected().await else { return };
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let mut live = client.subscribe("atm.test.live").await.unwrap();
+    client.flush().await.unwrap();
+    let trusted = TrustedFeedKeys::new(vec![fixture.feed.public_key()]);
+    for byte in 1..=3 {
+        let revision = fixture.change(byte).await;
+        let message = timeout(Duration::from_secs(5), live.next()).await.unwrap().unwrap();
+        let set = ChangeSet::decode(&trusted.verify(Domain::ChangeSet, &message.payload).unwrap()).unwrap();
+        assert_eq!(set.revision, revision);
+        let headers = message.headers.unwrap();
+        assert_eq!(headers.get("Atm-Revision").unwrap().as_str(), revision.to_string());
+        assert!(fixture.feed.wait_published(revision, Duration::from_secs(5)).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_resync_and_reports_work_over_nats() {
+    let Some((_dir, nats, fixture)) = connected().await else { return };
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let mut heartbeats = client.subscribe("atm.test.heartbeat").await.unwrap();
+    fixture.change(1).await;
+    let trusted = TrustedFeedKeys::new(vec![fixture.feed.public_key()]);
+    let position = fixture.feed.position();
+    loop {
+        let message = timeout(Duration::from_secs(5), heartbeats.next()).await.unwrap().unwrap();
+        let payload = trusted.verify(Domain::Heartbeat, &message.payload).unwrap();
+        let heartbeat = Heartbeat::decode(&payload).unwrap();
+        if heartbeat.revision == 1 {
+            assert_eq!((heartbeat.epoch, heartbeat.digest), (position.epoch, position.digest));
+            break;
+        }
+    }
+    let asked = ResyncRequest { epoch: position.epoch.as_bytes().to_vec(), from_revision: 1 };
+    let reply = client.request("atm.test.resync", asked.encode_to_vec().into()).await.unwrap();
+    assert_eq!(ResyncReply::decode(reply.payload).unwrap().signed_change_sets.len(), 1);
+    let report = SidecarReport {
+        sidecar_id: "one".into(),
+        epoch: position.epoch.as_bytes().to_vec(),
+        applied_revision: 1,
+        ..Default::default()
+    };
+    client.publish("atm.test.fleet.one", report.encode_to_vec().into()).await.unwrap();
+    let receipt = fixture.feed.wait_applied(1, 1.0, Duration::from_secs(5)).await;
+    assert_eq!((receipt.complete, receipt.live, receipt.applied), (true, 1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_made_while_nats_was_away_are_published_when_it_is_back() {
+    let Some((dir, nats, fixture)) = connected().await else { return };
+    fixture.change(1).await;
+    assert!(fixture.feed.wait_published(1, Duration::from_secs(5)).await);
+    let port = nats.port;
+    drop(nats);
+    fixture.feed.carrier().wait_for(|carrier| *carrier != Carrier::Connected).await.unwrap();
+    assert_eq!(fixture.change(2).await, 2, "revocations go on");
+    let _nats = Nats::start(dir.path(), port).await.unwrap();
+    assert!(fixture.feed.wait_published(2, Duration::from_secs(15)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_jetstream_lost_is_published_again_with_the_same_bytes() {
+    let Some((_dir, nats, fixture)) = connected().await else { return };
+    for byte in 1..=3 {
+        fixture.change(byte).await;
+    }
+    assert!(fixture.feed.wait_published(3, Duration::from_secs(5)).await);
+    let context = async_nats::jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let stream = context.get_stream("ATM_FEED").await.unwrap();
+    let first = stream.get_raw_message(1).await.unwrap().payload;
+    stream.purge().await.unwrap();
+    let mut held = 0;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let state = stream.get_info().await.unwrap().state;
+        held = state.messages;
+        if held == 3 {
+            assert_eq!(stream.get_raw_message(state.first_sequence).await.unwrap().payload, first);
+            break;
+        }
+    }
+    assert_eq!(held, 3);
+    assert_eq!(fixture.feed.counters().change_sets_republished, 3);
+    context.delete_stream("ATM_FEED").await.unwrap();
+    fixture.change(4).await;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if let Ok(stream) = context.get_stream("ATM_FEED").await
+            && stream.get_info().await.is_ok_and(|info| info.state.messages == 4)
+        {
+            return;
+        }
+    }
+    panic!("the recreated stream does not hold the log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_restored_from_an_older_copy_begins_a_new_epoch() {
+    let Some((_dir, nats, fixture)) = connected().await else { return };
+    fixture.change(1).await;
+    let first = fixture.feed.position().epoch;
+    assert!(fixture.feed.wait_published(1, Duration::from_secs(5)).await);
+    let dir = fixture.stop().await;
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.path().join("atm.db"), copy.path().join("atm.db")).unwrap();
+    let fixture = Fixture::start_in(dir, &nats.url()).await;
+    fixture.change(2).await;
+    assert!(fixture.feed.wait_published(2, Duration::from_secs(5)).await);
+    drop(fixture.stop().await);
+    let fixture = Fixture::start_in(copy, &nats.url()).await;
+    let mut position = fixture.feed.0.position.subscribe();
+    timeout(Duration::from_secs(10), position.wait_for(|position| position.epoch != first))
+        .await
+        .unwrap()
+        .unwrap();
+    fixture.change(3).await;
+    assert!(fixture.feed.wait_published(fixture.feed.position().revision, Duration::from_secs(5)).await);
+    assert!(nats.dir.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pending_key_signs_once_the_fleet_holds_it() {
+    use crate::keys::SigningKeyState;
+    let Some((_dir, nats, fixture)) = connected().await else { return };
+    let root = crate::secret::RootKey::generate().unwrap().0;
+    let keys = crate::keys::tests::keys(&fixture, &root, crate::keys::tests::ISSUER).await;
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let epoch = fixture.feed.position().epoch.as_bytes().to_vec();
+    let report = async |applied_revision| {
+        let report = SidecarReport {
+            sidecar_id: "one".into(),
+            epoch: epoch.clone(),
+            applied_revision,
+            ..Default::default()
+        };
+        client.publish("atm.test.fleet.one", report.encode_to_vec().into()).await.unwrap();
+        client.flush().await.unwrap();
+    };
+    let rotation = keys.rotate().await.unwrap();
+    report(rotation.revision - 1).await;
+    tokio::spawn(keys.clone().run(fixture.shutdown.clone()));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(keys.active_signer().kid(), rotation.active, "the sidecar does not hold it yet");
+    report(rotation.revision).await;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if keys.active_signer().kid() == rotation.pending {
+            let states: Vec<_> = keys.list().await.unwrap().into_iter().map(|key| key.state).collect();
+            assert_eq!(states, [SigningKeyState::Retiring, SigningKeyState::Active]);
+            return;
+        }
+    }
+    panic!("the pending key was never activated");
+}

@@ -1,0 +1,59 @@
+//! Keeps the store small and the issue clock's floor current.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atm_core::revocation::Bucket;
+use atm_core::time::UnixMillis;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Shared;
+use crate::store::{StoreError, enforcement, outbox};
+
+/// How often the clock's floor is kept: what a restart under a stepped-back clock may lose.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Periods between two purges.
+const PURGE_EVERY: u32 = 60;
+/// Rows of one purging transaction, so that none holds the write lock for long.
+const ROWS: u32 = 2_000;
+/// How long a sequenced outbox row is kept for whoever waits for its revision.
+const OUTBOX_KEPT_MS: i64 = 10 * 60 * 1000;
+/// How long a token is kept after its bucket's hour has begun: the hour, and the most skew that a policy allows.
+const BUCKET_KEPT_S: i64 = 3600 + 600;
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut kept, mut purge_in) = (UnixMillis(0), 0);
+    loop {
+        ticks.tick().await;
+        let last = shared.clock.last();
+        if last > kept {
+            match shared.store.keep_issue_floor(last).await {
+                Ok(()) => kept = last,
+                Err(error) => tracing::error!(%error, "the issue clock's floor is not kept"),
+            }
+        }
+        if purge_in > 0 {
+            purge_in -= 1;
+            continue;
+        }
+        match purge(&shared).await {
+            Ok(true) => {} // more of it in the next period
+            Ok(false) => purge_in = PURGE_EVERY,
+            Err(error) => {
+                tracing::error!(%error, "expired rows stay");
+                purge_in = PURGE_EVERY;
+            }
+        }
+    }
+}
+
+/// One batch of each. Returns whether there may be more.
+async fn purge(shared: &Shared) -> Result<bool, StoreError> {
+    let now = shared.clock.wall();
+    let rows = outbox::purge(&shared.store, UnixMillis(now.0 - OUTBOX_KEPT_MS), ROWS).await?;
+    let oldest = Bucket::of_expiry(now.0 / 1000 - BUCKET_KEPT_S);
+    let tokens = enforcement::purge_tokens(&shared.store, oldest, ROWS).await?;
+    Ok(rows.max(tokens) == u64::from(ROWS))
+}

@@ -1,0 +1,120 @@
+//! The HTTP interfaces: OAuth for clients, the admin API for operators, each on its own listener.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::header::{CACHE_CONTROL, PRAGMA, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::TimeoutLayer;
+
+use crate::clock::IssueClock;
+use crate::feed::FeedHandle;
+use crate::issuance::Issuance;
+use crate::keys::Keys;
+use crate::lifecycle::Readiness;
+use crate::metrics::{Endpoint, Metrics};
+use crate::policies::Policies;
+use crate::registry::Registry;
+use crate::revocation::Revocations;
+use crate::store::Store;
+
+pub mod admin;
+mod health;
+pub mod oauth;
+mod presented;
+pub mod problem;
+pub mod serve;
+
+use problem::Problem;
+
+/// How long a request may take; the longest wait for a receipt fits in.
+const REQUEST_BOUND: Duration = Duration::from_mins(1);
+
+/// What the interfaces work with.
+#[derive(Debug)]
+pub struct Services {
+    /// Exactly as in the tokens' `iss`.
+    pub issuer: String,
+    /// The issuer's path, without a final slash.
+    pub issuer_path: String,
+    /// SHA-256 of the admin API's bearer token.
+    pub admin_token_hash: [u8; 32],
+    /// The store, for readiness.
+    pub store: Store,
+    /// The instants of tokens.
+    pub clock: Arc<IssueClock>,
+    /// The feed.
+    pub feed: FeedHandle,
+    /// Signing keys.
+    pub keys: Keys,
+    /// Clients.
+    pub registry: Registry,
+    /// Tokens.
+    pub issuance: Issuance,
+    /// Revocations.
+    pub revocations: Revocations,
+    /// Policy sets.
+    pub policies: Policies,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// What keeps the program from being ready.
+    pub readiness: Readiness,
+}
+
+/// What every handler gets.
+type Shared = Arc<Services>;
+
+/// Counts and times the requests of `router` as `endpoint`.
+fn measured(services: &Shared, endpoint: Endpoint, router: Router<Shared>) -> Router<Shared> {
+    router.layer(middleware::from_fn_with_state((Arc::clone(services), endpoint), measure))
+}
+
+async fn measure(
+    State((services, endpoint)): State<(Shared, Endpoint)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let timer = services.metrics.request(endpoint);
+    let response = next.run(request).await;
+    let elapsed = timer.ended(response.status().as_u16());
+    // No headers, no query and no body: credentials are in them.
+    tracing::debug!(?endpoint, status = response.status().as_u16(), ?elapsed, "answered");
+    response
+}
+
+/// What both listeners have around everything: bounds, no guessing of types, and answers in one form.
+fn enclosed(router: Router<Shared>, services: Shared) -> Router {
+    router
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method; see Allow")
+        })
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_BOUND))
+        .layer(middleware::map_response(async |mut response: Response| {
+            response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            response
+        }))
+        .with_state(services)
+}
+
+/// Forbids every cache to keep a response (RFC 6749 §5.1).
+async fn uncached(mut response: Response) -> Response {
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(PRAGMA, HeaderValue::from_static("no-cache"));
+    response
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
+fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+    tracing::error!(message, "a handler panicked");
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "an internal fault; the log says more").into_response()
+}

@@ -1,0 +1,127 @@
+//! The admin API, `/admin/v1`, with health and metrics beside it.
+
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request};
+use axum::middleware;
+use axum::routing::{get, post, put};
+use serde::de::DeserializeOwned;
+
+use super::problem::Problem;
+use super::{Shared, enclosed, health, measured, uncached};
+use crate::metrics::Endpoint;
+
+mod auth;
+mod clients;
+mod feed;
+mod fleet;
+mod keys;
+mod policies;
+mod revocations;
+
+/// Bytes of a request's body.
+const MAX_BODY: usize = 1024 * 1024;
+/// As [`MAX_BODY`], for a batch of 100,000 revocations.
+const MAX_BATCH: usize = 32 * 1024 * 1024;
+/// Who did it, in records. The API has one credential so far.
+const ACTOR: &str = "admin";
+
+/// The admin listener's routes.
+pub fn router(services: Shared) -> Router {
+    let api = Router::new()
+        .merge(measured(&services, Endpoint::AdminClients, client_routes()))
+        .merge(measured(&services, Endpoint::AdminKeys, key_routes()))
+        .merge(measured(&services, Endpoint::AdminPolicies, policy_routes()))
+        .merge(measured(&services, Endpoint::AdminFleet, fleet_routes()))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .merge(
+            measured(&services, Endpoint::AdminRevocations, revocation_routes())
+                .layer(DefaultBodyLimit::max(MAX_BATCH)),
+        )
+        .layer(middleware::from_fn_with_state(services.clone(), auth::require))
+        .layer(middleware::map_response(uncached));
+    let open = Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics));
+    enclosed(api.merge(open), services)
+}
+
+fn client_routes() -> Router<Shared> {
+    Router::new().route("/admin/v1/clients", get(clients::list).post(clients::create)).route(
+        "/admin/v1/clients/{client_id}",
+        get(clients::show).patch(clients::change).delete(clients::delete),
+    )
+}
+
+fn key_routes() -> Router<Shared> {
+    Router::new().route("/admin/v1/keys", get(keys::list)).route("/admin/v1/keys/rotate", post(keys::rotate))
+}
+
+fn revocation_routes() -> Router<Shared> {
+    Router::new().route("/admin/v1/revocations", get(revocations::list).post(revocations::revoke))
+}
+
+fn policy_routes() -> Router<Shared> {
+    Router::new()
+        .route("/admin/v1/policies", put(policies::apply).get(policies::current))
+        .route("/admin/v1/policies/{version}", get(policies::show))
+        .route("/admin/v1/policies/rollback", post(policies::rollback))
+}
+
+fn fleet_routes() -> Router<Shared> {
+    Router::new().route("/admin/v1/fleet", get(fleet::show)).route("/admin/v1/feed", get(feed::show))
+}
+
+/// A JSON body; what cannot be read is a problem.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned> FromRequest<Shared> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, services: &Shared) -> Result<Self, Problem> {
+        let body: Result<axum::Json<T>, JsonRejection> = axum::Json::from_request(request, services).await;
+        Ok(Self(body?.0))
+    }
+}
+
+/// A list, in the form that all lists have.
+#[derive(serde::Serialize)]
+struct Items<T> {
+    items: Vec<T>,
+    /// Where the next page begins: give it as `after`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+impl<T> Items<T> {
+    fn whole(items: Vec<T>) -> Self {
+        Self { items, next: None }
+    }
+}
+
+/// How many entries a list shows at most.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Page {
+    #[serde(default = "default_limit")]
+    limit: u32,
+    #[serde(default)]
+    after: Option<String>,
+}
+
+const MAX_LIMIT: u32 = 1_000;
+
+fn default_limit() -> u32 {
+    100
+}
+
+impl Page {
+    fn limit(&self) -> Result<u32, Problem> {
+        if (1..=MAX_LIMIT).contains(&self.limit) {
+            Ok(self.limit)
+        } else {
+            Err(Problem::field("limit", "must be 1 to 1000"))
+        }
+    }
+}

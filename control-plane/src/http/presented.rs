@@ -1,0 +1,45 @@
+//! Tokens that callers present: verified exactly as a sidecar verifies them, by `core`.
+
+use atm_core::claims::Expectations;
+use atm_core::jws::UnverifiedToken;
+use atm_core::reason::Reason;
+use atm_core::time::UnixMillis;
+use atm_core::token::{KeyedToken, SignedToken};
+
+use super::Services;
+use crate::revocation::Selector;
+
+/// Seconds beyond its expiry for which some sidecar may still accept a token: the most skew that a policy may allow.
+const MOST_SKEW: i64 = 300;
+
+/// The token, if one of our keys signed it. Time, audience and revocation are still open.
+pub(super) fn signed(services: &Services, token: &str) -> Result<SignedToken, Reason> {
+    KeyedToken::select(UnverifiedToken::parse(token)?, &services.keys.issuers())?.verify()
+}
+
+/// Whether the token is in time now, by our own clock and so without skew.
+pub(super) fn is_in_time(token: &SignedToken, now: UnixMillis) -> bool {
+    let claims = &token.claims;
+    // Who asks is checked against the audience elsewhere, so any will do here.
+    let expected = Expectations {
+        issuers: &[],
+        audiences: &claims.audience,
+        clock_skew: 0,
+        now: now.max(claims.issued_at),
+    };
+    claims.validate(expected).is_ok()
+}
+
+/// Whether no sidecar accepts the token any more, whatever its policies say.
+pub(super) fn is_over(token: &SignedToken, now: UnixMillis) -> bool {
+    token.claims.expires_at.saturating_add(MOST_SKEW) <= now.seconds()
+}
+
+/// What revokes just this token; none for one without a `jti`, which none of ours is.
+pub(super) fn selector(token: &SignedToken) -> Option<Selector> {
+    Some(Selector::Token {
+        jti: token.claims.jti.clone()?,
+        issuer: Some(token.claims.issuer.clone()),
+        expires_at: Some(token.claims.expires_at),
+    })
+}

@@ -1,0 +1,18 @@
+//! The control plane: issues tokens, owns keys and clients, revokes, and publishes the signed feed that every sidecar
+//! follows. The store is the truth; NATS is an untrusted carrier that may be away.
+
+pub mod app;
+pub mod clock;
+pub mod config;
+pub mod feed;
+pub mod http;
+pub mod issuance;
+pub mod keys;
+pub mod lifecycle;
+pub mod metrics;
+pub mod policies;
+pub mod registry;
+pub mod revocation;
+pub mod secret;
+pub mod store;
+pub mod tls;

@@ -1,0 +1,280 @@
+//! Metrics, with labels from enums only: never a path, a client or a token.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::core::Collector;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+use crate::feed::{Carrier, FeedCounters, FeedHandle};
+
+/// What the metrics' names begin with.
+const NAMESPACE: &str = "atm_control_plane";
+
+/// What was asked for; the label of request metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/oauth2/token`
+    Token,
+    /// `/oauth2/introspect`
+    Introspect,
+    /// `/oauth2/revoke`
+    Revoke,
+    /// JWKS and metadata.
+    Discovery,
+    /// `/admin/v1/clients`
+    AdminClients,
+    /// `/admin/v1/keys`
+    AdminKeys,
+    /// `/admin/v1/revocations`
+    AdminRevocations,
+    /// `/admin/v1/policies`
+    AdminPolicies,
+    /// `/admin/v1/fleet` and `/admin/v1/feed`
+    AdminFleet,
+}
+
+impl Endpoint {
+    const ALL: [Self; 9] = [
+        Self::Token,
+        Self::Introspect,
+        Self::Revoke,
+        Self::Discovery,
+        Self::AdminClients,
+        Self::AdminKeys,
+        Self::AdminRevocations,
+        Self::AdminPolicies,
+        Self::AdminFleet,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Introspect => "introspect",
+            Self::Revoke => "revoke",
+            Self::Discovery => "discovery",
+            Self::AdminClients => "admin_clients",
+            Self::AdminKeys => "admin_keys",
+            Self::AdminRevocations => "admin_revocations",
+            Self::AdminPolicies => "admin_policies",
+            Self::AdminFleet => "admin_fleet",
+        }
+    }
+}
+
+/// The first digit of a status.
+const fn class(status: u16) -> &'static str {
+    match status {
+        200..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        _ => "5xx",
+    }
+}
+
+/// All metrics of the control plane.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    tokens: IntCounter,
+    introspections: IntCounterVec,
+    revoked: IntCounter,
+    feed: FeedMetrics,
+}
+
+/// Read from the feed when somebody asks.
+#[derive(Debug)]
+struct FeedMetrics {
+    revision: IntGauge,
+    published: IntGauge,
+    carrier_connected: IntGauge,
+    sidecars_live: IntGauge,
+    sidecars_in_force: IntGauge,
+    sequenced: IntCounter,
+    published_sets: IntCounter,
+    republished: IntCounter,
+    publish_failures: IntCounter,
+    heartbeats: IntCounter,
+    resync_replies: IntCounter,
+    reports: IntCounter,
+    reports_refused: IntCounter,
+    /// What the counters show already; held while they are brought up to date.
+    shown: Mutex<FeedCounters>,
+}
+
+impl Metrics {
+    /// Registers everything, each series at zero, so that a rate can be told from the first event on.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let requests = registered(
+            &registry,
+            IntCounterVec::new(opts("http_requests_total", "Requests answered."), &["endpoint", "status"])?,
+        )?;
+        let seconds = registered(
+            &registry,
+            HistogramVec::new(
+                HistogramOpts::from(opts("http_request_seconds", "Time to the answer."))
+                    .buckets(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]),
+                &["endpoint"],
+            )?,
+        )?;
+        let introspections = registered(
+            &registry,
+            IntCounterVec::new(opts("introspections_total", "Introspections answered."), &["active"])?,
+        )?;
+        for endpoint in Endpoint::ALL {
+            for status in ["2xx", "4xx", "5xx"] {
+                requests.with_label_values(&[endpoint.as_str(), status]);
+            }
+            seconds.with_label_values(&[endpoint.as_str()]);
+        }
+        for active in ["true", "false"] {
+            introspections.with_label_values(&[active]);
+        }
+        Ok(Self {
+            tokens: registered(&registry, counter("tokens_issued_total", "Access tokens issued.")?)?,
+            revoked: registered(&registry, counter("revocations_total", "Selectors put in force.")?)?,
+            feed: FeedMetrics::new(&registry)?,
+            requests,
+            seconds,
+            introspections,
+            registry,
+        })
+    }
+
+    /// Starts timing a request; what is returned says how it ended.
+    pub fn request(&self, endpoint: Endpoint) -> RequestTimer<'_> {
+        RequestTimer { metrics: self, endpoint, started: Instant::now() }
+    }
+
+    /// A token was issued.
+    pub fn token_issued(&self) {
+        self.tokens.inc();
+    }
+
+    /// An introspection was answered.
+    pub fn introspected(&self, active: bool) {
+        self.introspections.with_label_values(&[if active { "true" } else { "false" }]).inc();
+    }
+
+    /// `count` selectors were put in force.
+    pub fn revoked(&self, count: usize) {
+        self.revoked.inc_by(count as u64);
+    }
+
+    /// Everything in Prometheus's text format, with the state of `feed` now.
+    pub fn render(&self, feed: &FeedHandle) -> Result<String, prometheus::Error> {
+        self.feed.read(feed);
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// Times one request.
+#[derive(Debug)]
+#[must_use = "a request counts when it has ended"]
+pub struct RequestTimer<'a> {
+    metrics: &'a Metrics,
+    endpoint: Endpoint,
+    started: Instant,
+}
+
+impl RequestTimer<'_> {
+    /// Counts the request with its status. Returns how long it took.
+    pub fn ended(self, status: u16) -> Duration {
+        let elapsed = self.started.elapsed();
+        let endpoint = self.endpoint.as_str();
+        self.metrics.requests.with_label_values(&[endpoint, class(status)]).inc();
+        self.metrics.seconds.with_label_values(&[endpoint]).observe(elapsed.as_secs_f64());
+        elapsed
+    }
+}
+
+impl FeedMetrics {
+    fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name, help| registered(registry, IntGauge::with_opts(opts(name, help))?);
+        let total = |name, help| registered(registry, counter(name, help)?);
+        Ok(Self {
+            revision: gauge("feed_revision", "Newest revision, stored and signed.")?,
+            published: gauge("feed_published_revision", "Newest revision that JetStream holds.")?,
+            carrier_connected: gauge("nats_connected", "Whether NATS takes what is published.")?,
+            sidecars_live: gauge("sidecars_live", "Sidecars that report.")?,
+            sidecars_in_force: gauge("sidecars_in_force", "Sidecars that enforce the newest revision.")?,
+            sequenced: total("change_sets_sequenced_total", "Change sets that got a revision here.")?,
+            published_sets: total("change_sets_published_total", "Change sets acknowledged by JetStream.")?,
+            republished: total("change_sets_republished_total", "Change sets that JetStream had lost.")?,
+            publish_failures: total("publish_failures_total", "Publications that were tried again.")?,
+            heartbeats: total("heartbeats_total", "Heartbeats sent.")?,
+            resync_replies: total("resync_replies_total", "Requests for missing change sets answered.")?,
+            reports: total("sidecar_reports_total", "Sidecar reports taken.")?,
+            reports_refused: total("sidecar_reports_refused_total", "Sidecar reports refused.")?,
+            shown: Mutex::default(),
+        })
+    }
+
+    fn read(&self, feed: &FeedHandle) {
+        let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        let fleet = feed.fleet();
+        let connected = matches!(*feed.carrier().borrow(), Carrier::Connected);
+        set(&self.revision, feed.position().revision);
+        set(&self.published, feed.published());
+        set(&self.carrier_connected, u64::from(connected));
+        set(&self.sidecars_live, fleet.live as u64);
+        set(&self.sidecars_in_force, fleet.in_force_on as u64);
+        self.advance(feed.counters());
+    }
+
+    /// Two readers at once must not count anything twice, hence the lock.
+    fn advance(&self, now: FeedCounters) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let add = |counter: &IntCounter, now: u64, shown: u64| counter.inc_by(now.saturating_sub(shown));
+        add(&self.sequenced, now.change_sets_sequenced, shown.change_sets_sequenced);
+        add(&self.published_sets, now.change_sets_published, shown.change_sets_published);
+        add(&self.republished, now.change_sets_republished, shown.change_sets_republished);
+        add(&self.publish_failures, now.publish_failures, shown.publish_failures);
+        add(&self.heartbeats, now.heartbeats, shown.heartbeats);
+        add(&self.resync_replies, now.resync_replies, shown.resync_replies);
+        add(&self.reports, now.reports, shown.reports);
+        add(&self.reports_refused, now.reports_refused, shown.reports_refused);
+        *shown = now;
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace(NAMESPACE)
+}
+
+fn counter(name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    IntCounter::with_opts(opts(name, help))
+}
+
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: C,
+) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_is_there_from_the_start() {
+        let metrics = Metrics::new().unwrap();
+        metrics.request(Endpoint::Token).ended(200);
+        let text = TextEncoder::new().encode_to_string(&metrics.registry.gather()).unwrap();
+        assert!(
+            text.contains(r#"atm_control_plane_http_requests_total{endpoint="token",status="2xx"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"atm_control_plane_http_requests_total{endpoint="revoke",status="5xx"} 0"#),
+            "{text}"
+        );
+    }
+}

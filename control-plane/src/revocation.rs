@@ -1,0 +1,368 @@
+//! The revocation engine: makes selectors true in the store and gives them to the feed, in one transaction.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use atm_core::id::{Id, IdKind};
+use atm_core::revocation::Bucket;
+use atm_core::time::UnixMillis;
+use atm_core::token::SignedToken;
+use atm_proto::change::Change;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::IssueClock;
+use crate::feed::{FeedError, FeedHandle};
+use crate::keys::{Keys, KeysError};
+use crate::registry::FieldError;
+use crate::secret;
+use crate::store::outbox::{self, Ticket};
+use crate::store::{Store, StoreError, Transaction, enforcement};
+
+#[cfg(test)]
+mod tests;
+
+/// Selectors that one call may name.
+pub const MAX_SELECTORS: usize = 100_000;
+/// Ids that one change carries, so that change sets stay well below NATS's message limit.
+const IDS_A_CHANGE: usize = 20_000;
+/// As [`IDS_A_CHANGE`]; an entry holds an instant too.
+const WATERMARKS_A_CHANGE: usize = 10_000;
+/// Bytes of a selector's value.
+const MAX_VALUE: usize = 1_024;
+/// The end of the year 9999, in seconds.
+const LATEST_EXPIRY: i64 = 253_402_300_799;
+
+/// What is to be revoked. All but [`Selector::Token`] revoke what was issued until now; later tokens live, except those of
+/// a revoked key, which is dead for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Selector {
+    /// One token.
+    Token {
+        /// Its `jti`.
+        jti: String,
+        /// Its `iss`; none: the control plane's own.
+        #[serde(default)]
+        issuer: Option<String>,
+        /// Its `exp`, in seconds. Give it where it is known: the entry is then forgotten in time. It must be the token's
+        /// own, because it says where sidecars look.
+        #[serde(default)]
+        expires_at: Option<i64>,
+    },
+    /// Everything of one session (`sid`).
+    Session(String),
+    /// Everything of one subject (`sub`).
+    Subject(String),
+    /// Everything of one client (`client_id`).
+    Client(String),
+    /// Everything of one realm.
+    Realm(String),
+    /// Everything of one issuer (`iss`).
+    Issuer(String),
+    /// A signing key (`kid`), compromised: whatever it signed or will sign.
+    Key(String),
+}
+
+impl Selector {
+    fn kind(&self) -> IdKind {
+        match self {
+            Self::Token { .. } => IdKind::Token,
+            Self::Session(_) => IdKind::Session,
+            Self::Subject(_) => IdKind::Subject,
+            Self::Client(_) => IdKind::Client,
+            Self::Realm(_) => IdKind::Realm,
+            Self::Issuer(_) => IdKind::Issuer,
+            Self::Key(_) => IdKind::Key,
+        }
+    }
+
+    fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Token { .. } => "token",
+            Self::Session(_) => "session",
+            Self::Subject(_) => "subject",
+            Self::Client(_) => "client",
+            Self::Realm(_) => "realm",
+            Self::Issuer(_) => "issuer",
+            Self::Key(_) => "key",
+        }
+    }
+
+    fn value(&self) -> &str {
+        match self {
+            Self::Token { jti, .. } => jti,
+            Self::Session(value)
+            | Self::Subject(value)
+            | Self::Client(value)
+            | Self::Realm(value)
+            | Self::Issuer(value)
+            | Self::Key(value) => value,
+        }
+    }
+
+    fn id(&self, default_issuer: &str) -> Id {
+        let issuer = match self {
+            Self::Token { issuer: Some(issuer), .. } => issuer,
+            Self::Realm(_) | Self::Issuer(_) => "",
+            _ => default_issuer,
+        };
+        Id::of(self.kind(), issuer, self.value())
+    }
+}
+
+/// The outcome of a revocation call. It is durable and on its way: every sidecar refuses from `revision` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Revoked {
+    /// The feed's revision that holds all of it.
+    pub revision: u64,
+    /// How many selectors were put in force.
+    pub revoked: usize,
+}
+
+/// What operators see of past calls: one record a call and kind of selector. Times are milliseconds since the Unix epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RevocationRecord {
+    /// Random.
+    pub id: String,
+    /// `token`, `session`, `subject`, `client`, `realm`, `issuer` or `key`.
+    pub kind: String,
+    /// The value named; the first one of several.
+    pub value: String,
+    /// The token's issuer, where one was named.
+    pub issuer: Option<String>,
+    /// How many values the call named.
+    pub number: u64,
+    /// What was issued until then is revoked.
+    pub not_after: i64,
+    /// As given by the caller.
+    pub reason: Option<String>,
+    /// Who called.
+    pub actor: String,
+    /// When.
+    pub created_at: i64,
+}
+
+/// Why nothing was revoked, or why it is not known to be in the feed.
+#[derive(Debug, thiserror::Error)]
+pub enum RevocationError {
+    /// Selectors that cannot be accepted; nothing of the call was done.
+    #[error("{} selectors cannot be accepted", .0.len())]
+    Invalid(Vec<FieldError>),
+    /// The store failed; nothing was done.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The replacement of a revoked key could not be made; nothing was done.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// Committed, not sequenced yet; the feed takes it up as soon as the store lets it.
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+}
+
+/// The engine; clones share everything.
+#[derive(Debug, Clone)]
+pub struct Revocations {
+    store: Store,
+    feed: FeedHandle,
+    clock: Arc<IssueClock>,
+    keys: Keys,
+    default_issuer: Arc<str>,
+}
+
+impl Revocations {
+    /// The engine over `store`. Selectors without an issuer mean `default_issuer`.
+    pub fn new(
+        store: Store,
+        feed: FeedHandle,
+        clock: Arc<IssueClock>,
+        keys: Keys,
+        default_issuer: &str,
+    ) -> Self {
+        Self { store, feed, clock, keys, default_issuer: default_issuer.into() }
+    }
+
+    /// Revokes all of `selectors` or none, 1 to [`MAX_SELECTORS`]. Returns when they are in the log; NATS need not be
+    /// there.
+    pub async fn revoke(
+        &self,
+        selectors: &[Selector],
+        actor: &str,
+        reason: Option<&str>,
+    ) -> Result<Revoked, RevocationError> {
+        check(selectors, reason)?;
+        let replacement = if selectors.iter().any(|selector| matches!(selector, Selector::Key(_))) {
+            Some(self.keys.generate().await?)
+        } else {
+            None
+        };
+        let mut transaction = self.store.begin().await?;
+        // Under the write lock, so that watermarks are kept in the order in which they were taken.
+        let watermark = self.clock.revoke();
+        crate::store::log::raise_issue_floor(&mut transaction, self.clock.last()).await?;
+        let mut ticket = self.enforce(&mut transaction, selectors, watermark).await?;
+        for record in records(selectors, watermark, self.clock.wall(), actor, reason)? {
+            enforcement::record(&mut transaction, &record).await?;
+        }
+        let (mut signer, mut keys_changed) = (None, false);
+        if let Some(replacement) = replacement {
+            let kids = selectors.iter().filter_map(|selector| match selector {
+                Selector::Key(kid) => Some(kid.as_str()),
+                _ => None,
+            });
+            if let Some(compromised) =
+                self.keys.compromise(&mut transaction, kids.collect(), replacement).await?
+            {
+                keys_changed = true;
+                ticket = compromised.ticket;
+                signer = compromised.signer;
+            }
+        }
+        transaction.commit().await.map_err(StoreError::from)?;
+        if let Some(signer) = signer {
+            self.keys.install(signer);
+        }
+        if keys_changed {
+            self.keys.refresh().await?;
+        }
+        let revision = self.feed.sequenced(&ticket).await?;
+        Ok(Revoked { revision, revoked: selectors.len() })
+    }
+
+    /// Past calls, the newest first, at most `limit`.
+    pub async fn list(&self, limit: u32) -> Result<Vec<RevocationRecord>, StoreError> {
+        enforcement::list(&self.store, limit).await
+    }
+
+    /// Whether the token is revoked by itself or by any scope it belongs to; for introspection (RFC 7662).
+    pub async fn is_revoked(&self, token: &SignedToken) -> Result<bool, StoreError> {
+        let ids = &token.ids;
+        if let Some(id) = ids.token
+            && enforcement::is_token_revoked(&self.store, ids.bucket, id).await?
+        {
+            return Ok(true);
+        }
+        let optional = [
+            (IdKind::Session, ids.session),
+            (IdKind::Client, ids.client),
+            (IdKind::Realm, ids.realm),
+            (IdKind::Issuer, Some(ids.issuer)),
+            (IdKind::Key, Some(ids.key)),
+        ];
+        let scopes = optional
+            .into_iter()
+            .filter_map(|(kind, id)| Some((kind, id?)))
+            .chain(ids.subjects.iter().map(|id| (IdKind::Subject, *id)));
+        for (kind, id) in scopes {
+            let watermark = enforcement::watermark(&self.store, kind, id).await?;
+            // A revoked key is dead whatever the token says of its time: who holds it can backdate.
+            if watermark.is_some_and(|instant| kind == IdKind::Key || token.claims.issued_at <= instant) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The feed's newest revision.
+    pub fn position(&self) -> u64 {
+        self.feed.position().revision
+    }
+
+    /// Writes the enforced ids and enqueues their changes. The ticket is the last change's.
+    async fn enforce(
+        &self,
+        transaction: &mut Transaction,
+        selectors: &[Selector],
+        watermark: UnixMillis,
+    ) -> Result<Ticket, RevocationError> {
+        let now = self.clock.wall();
+        let mut tokens: BTreeMap<u32, BTreeSet<Id>> = BTreeMap::new();
+        let mut scopes: BTreeMap<u8, (IdKind, BTreeSet<Id>)> = BTreeMap::new();
+        for selector in selectors {
+            let id = selector.id(&self.default_issuer);
+            if let Selector::Token { expires_at, .. } = selector {
+                let bucket = expires_at.map_or(Bucket::UNKNOWN, Bucket::of_expiry);
+                tokens.entry(bucket.0).or_default().insert(id);
+            } else {
+                let kind = selector.kind();
+                scopes.entry(kind as u8).or_insert_with(|| (kind, BTreeSet::new())).1.insert(id);
+            }
+        }
+        let mut changes = Vec::new();
+        for (bucket, ids) in tokens {
+            let (bucket, ids) = (Bucket(bucket), Vec::from_iter(ids));
+            enforcement::add_tokens(transaction, bucket, &ids).await?;
+            let chunks = ids.chunks(IDS_A_CHANGE);
+            changes.extend(chunks.map(|ids| Change::RevokedTokens { bucket, ids: ids.to_vec() }));
+        }
+        for (kind, ids) in scopes.into_values() {
+            let entries: Vec<_> = ids.into_iter().map(|id| (id, watermark)).collect();
+            enforcement::raise_watermarks(transaction, kind, &entries).await?;
+            let chunks = entries.chunks(WATERMARKS_A_CHANGE);
+            changes.extend(chunks.map(|entries| Change::Watermarks { kind, entries: entries.to_vec() }));
+        }
+        Ok(outbox::enqueue_all(transaction, &changes, now).await?)
+    }
+}
+
+fn check(selectors: &[Selector], reason: Option<&str>) -> Result<(), RevocationError> {
+    let mut errors = Vec::new();
+    let mut refuse = |field: String, message: &str| {
+        // A caller with a systematic mistake in 100,000 selectors needs a few of them.
+        if errors.len() < 100 {
+            errors.push(FieldError { field, message: message.to_owned() });
+        }
+    };
+    if selectors.is_empty() || selectors.len() > MAX_SELECTORS {
+        refuse("selectors".to_owned(), "must be 1 to 100000");
+    }
+    if reason.is_some_and(|reason| reason.len() > MAX_VALUE) {
+        refuse("reason".to_owned(), "must be at most 1024 bytes");
+    }
+    for (index, selector) in selectors.iter().enumerate() {
+        let value = selector.value();
+        if value.is_empty() || value.len() > MAX_VALUE {
+            refuse(format!("selectors[{index}].{}", selector.kind_name()), "must be 1 to 1024 bytes");
+        }
+        if let Selector::Token { expires_at: Some(expires_at), .. } = selector
+            && !(1..=LATEST_EXPIRY).contains(expires_at)
+        {
+            refuse(
+                format!("selectors[{index}].token.expires_at"),
+                "must be the token's exp, in seconds since 1970",
+            );
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(RevocationError::Invalid(errors)) }
+}
+
+fn records(
+    selectors: &[Selector],
+    watermark: UnixMillis,
+    now: UnixMillis,
+    actor: &str,
+    reason: Option<&str>,
+) -> Result<Vec<RevocationRecord>, StoreError> {
+    let mut by_kind: BTreeMap<&'static str, (u64, &Selector)> = BTreeMap::new();
+    for selector in selectors {
+        by_kind.entry(selector.kind_name()).or_insert((0, selector)).0 += 1;
+    }
+    by_kind
+        .into_iter()
+        .map(|(kind, (number, first))| {
+            Ok(RevocationRecord {
+                id: secret::random_id()?,
+                kind: kind.to_owned(),
+                value: first.value().to_owned(),
+                issuer: match first {
+                    Selector::Token { issuer, .. } => issuer.clone(),
+                    _ => None,
+                },
+                number,
+                not_after: watermark.0,
+                reason: reason.map(ToOwned::to_owned),
+                actor: actor.to_owned(),
+                created_at: now.0,
+            })
+        })
+        .collect()
+}

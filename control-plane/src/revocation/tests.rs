@@ -1,0 +1,176 @@
+use atm_core::claims::Claims;
+use atm_core::key::Issuer;
+use atm_core::token::TokenIds;
+
+use super::*;
+use crate::feed::tests::Fixture;
+use crate::keys::tests::{ISSUER, keys};
+use crate::registry::{ClientChange, ClientStatus, NewClient, Registry, RegistryError};
+use crate::secret::RootKey;
+
+async fn revocations(fixture: &Fixture, root: &RootKey) -> Revocations {
+    let keys = keys(fixture, root, ISSUER).await;
+    Revocations::new(fixture.store.clone(), fixture.feed.clone(), Arc::clone(&fixture.clock), keys, ISSUER)
+}
+
+fn token(jti: &str, expires_at: Option<i64>) -> Selector {
+    Selector::Token { jti: jti.into(), issuer: None, expires_at }
+}
+
+#[test]
+fn selectors_read_as_the_api_writes_them() {
+    let selector: Selector = serde_json::from_str(r#"{"token":{"jti":"a","expires_at":7200}}"#).unwrap();
+    assert_eq!(selector, token("a", Some(7200)));
+    let selector: Selector = serde_json::from_str(r#"{"subject":"alice"}"#).unwrap();
+    assert_eq!(selector, Selector::Subject("alice".into()));
+    for bad in [r#"{"token":{"jti":"a","x":1}}"#, r#"{"nobody":"x"}"#, r#"{"client":1}"#] {
+        assert!(serde_json::from_str::<Selector>(bad).is_err(), "{bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_call_is_one_revision_that_holds_all_of_it() {
+    let fixture = Fixture::start().await;
+    let root = RootKey::generate().unwrap().0;
+    let revocations = revocations(&fixture, &root).await;
+    let issued = fixture.clock.issue();
+    let selectors = [token("a", Some(7300)), token("b", None), Selector::Client("c".into())];
+    let revoked = revocations.revoke(&selectors, "operator", Some("lost laptop")).await.unwrap();
+    assert_eq!(revoked.revoked, 3);
+    let sets = fixture.sets().await;
+    let set = sets.iter().find(|set| set.revision == revoked.revision).unwrap();
+    let (mut buckets, mut watermark) = (vec![], None);
+    for change in &set.changes {
+        match change {
+            Change::RevokedTokens { bucket, .. } => buckets.push(bucket.0),
+            Change::Watermarks { kind: IdKind::Client, entries } => watermark = Some(entries[0].1),
+            _ => {}
+        }
+    }
+    assert_eq!(buckets, [0, 2]);
+    assert!(issued <= watermark.unwrap() && fixture.clock.issue() > watermark.unwrap());
+    let records = revocations.list(10).await.unwrap();
+    assert_eq!(records.len(), 2);
+    assert!(records.iter().all(|record| record.actor == "operator"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_with_one_bad_selector_does_nothing() {
+    let fixture = Fixture::start().await;
+    let revocations = revocations(&fixture, &RootKey::generate().unwrap().0).await;
+    let selectors = [token("a", None), token("", None), token("c", Some(-1))];
+    let Err(RevocationError::Invalid(errors)) = revocations.revoke(&selectors, "x", None).await else {
+        panic!()
+    };
+    let fields: Vec<_> = errors.iter().map(|error| error.field.as_str()).collect();
+    assert_eq!(fields, ["selectors[1].token", "selectors[2].token.expires_at"]);
+    assert!(matches!(revocations.revoke(&[], "x", None).await, Err(RevocationError::Invalid(_))));
+    assert!(revocations.list(10).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_batch_travels_in_bounded_change_sets() {
+    let fixture = Fixture::start().await;
+    let revocations = revocations(&fixture, &RootKey::generate().unwrap().0).await;
+    let selectors: Vec<_> = (0..60_000).map(|number| token(&format!("jti-{number}"), None)).collect();
+    let revoked = revocations.revoke(&selectors, "x", None).await.unwrap();
+    let sets = fixture.sets().await;
+    assert!(revoked.revision >= 3);
+    let mut ids = 0;
+    for set in &sets {
+        assert!(set.encode().len() < 512 * 1024);
+        for change in &set.changes {
+            if let Change::RevokedTokens { ids: some, .. } = change {
+                ids += some.len();
+            }
+        }
+    }
+    assert_eq!(ids, 60_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_authenticates_until_it_is_disabled_and_its_tokens_go_with_it() {
+    let fixture = Fixture::start().await;
+    let root = RootKey::generate().unwrap().0;
+    let revocations = revocations(&fixture, &root).await;
+    let registry = Registry::new(
+        fixture.store.clone(),
+        Arc::clone(&fixture.clock),
+        root.hasher().unwrap(),
+        revocations.clone(),
+    );
+    let new = NewClient { scopes: vec!["orders.read".into()], ..Default::default() };
+    let (client, secret) = registry.create_client(new).await.unwrap();
+    let id = client.client_id.as_str();
+    assert_eq!(registry.authenticate(id, &secret).await.unwrap(), client);
+    let other = secret::mint(secret::SecretKind::ClientSecret).unwrap();
+    for (id, secret) in [(id, other.as_str()), ("nobody", secret.as_str()), (id, "")] {
+        assert!(registry.authenticate(id, secret).await.is_err());
+    }
+    let again = NewClient { client_id: Some(id.into()), ..Default::default() };
+    assert!(matches!(registry.create_client(again).await, Err(RegistryError::Exists)));
+    let change = ClientChange { status: Some(ClientStatus::Disabled), ..Default::default() };
+    let disabled = registry.update(id, change, "operator").await.unwrap();
+    assert_eq!((disabled.status, disabled.scopes), (ClientStatus::Disabled, client.scopes.clone()));
+    assert!(registry.authenticate(id, &secret).await.is_err());
+    assert_eq!(revocations.list(1).await.unwrap()[0].value, id);
+    registry.delete(id, "operator").await.unwrap();
+    assert!(matches!(registry.get(id).await, Err(RegistryError::NotFound)));
+    assert!(matches!(registry.delete(id, "operator").await, Err(RegistryError::NotFound)));
+}
+
+/// A verified token of our issuer, issued at `issued_at`.
+fn signed(issued_at: UnixMillis, jti: &str, subject: &str) -> SignedToken {
+    let seconds = issued_at.0.div_euclid(1000);
+    let claims = serde_json::json!({
+        "iss": ISSUER, "sub": subject, "aud": "a", "client_id": "client", "jti": jti, "sid": "session",
+        "iat": seconds, "exp": seconds + 300, "atm_iat_ms": issued_at.0,
+    });
+    let claims = Claims::from_object(claims.as_object().unwrap().clone()).unwrap();
+    let id = |kind, value: &str| Id::of(kind, ISSUER, value);
+    let ids = TokenIds {
+        bucket: Bucket::of_expiry(claims.expires_at),
+        token: Some(id(IdKind::Token, jti)),
+        session: Some(id(IdKind::Session, "session")),
+        subjects: vec![id(IdKind::Subject, subject)],
+        client: Some(id(IdKind::Client, "client")),
+        realm: Some(Id::of(IdKind::Realm, "", "default")),
+        issuer: Id::of(IdKind::Issuer, "", ISSUER),
+        key: id(IdKind::Key, "kid"),
+    };
+    let issuer = Arc::new(Issuer::new(ISSUER, Some("default".into()), vec![]));
+    SignedToken { issuer, kid: "kid".into(), claims, ids }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn introspection_sees_every_selector_and_spares_later_tokens() {
+    for selector in [
+        Selector::Session("session".into()),
+        Selector::Subject("alice".into()),
+        Selector::Client("client".into()),
+        Selector::Realm("default".into()),
+        Selector::Issuer(ISSUER.into()),
+        Selector::Key("kid".into()),
+        token("a", None),
+    ] {
+        let fixture = Fixture::start().await;
+        let revocations = revocations(&fixture, &RootKey::generate().unwrap().0).await;
+        let before = signed(fixture.clock.issue(), "a", "alice");
+        assert!(!revocations.is_revoked(&before).await.unwrap(), "{selector:?}");
+        revocations.revoke(std::slice::from_ref(&selector), "x", None).await.unwrap();
+        assert!(revocations.is_revoked(&before).await.unwrap(), "{selector:?}");
+        let after = signed(fixture.clock.issue(), "b", "alice");
+        let dead = matches!(selector, Selector::Key(_));
+        assert_eq!(revocations.is_revoked(&after).await.unwrap(), dead, "{selector:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_found_in_the_bucket_of_its_own_expiry() {
+    let fixture = Fixture::start().await;
+    let revocations = revocations(&fixture, &RootKey::generate().unwrap().0).await;
+    let held = signed(fixture.clock.issue(), "a", "alice");
+    let selector = token("a", Some(held.claims.expires_at));
+    revocations.revoke(&[selector], "x", None).await.unwrap();
+    assert!(revocations.is_revoked(&held).await.unwrap());
+}

@@ -1,0 +1,123 @@
+//! What a decision costs: routing over few and many rules, with and without the verified token at hand, and the index.
+
+#[path = "../tests/support/fixtures.rs"]
+mod support;
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use atm_core::decision::{NoCache, Now, SignedToken, VerifiedTokens, decide};
+use atm_core::freshness::Freshness;
+use atm_core::id::{Id, IdKind};
+use atm_core::key::{Issuer, KeyState};
+use atm_core::request::Request;
+use atm_core::revocation::{Bucket, RevocationIndex};
+use atm_core::time::UnixMillis;
+use atm_core::view::View;
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use serde_json::json;
+use support::{ISSUER, NOW, Signer, claims, policies};
+
+/// Holds the one token of the benchmark.
+#[derive(Default)]
+struct OneToken(std::cell::OnceCell<Arc<SignedToken>>);
+
+impl VerifiedTokens for OneToken {
+    fn get(&self, _token: &str, _key_generation: u64) -> Option<Arc<SignedToken>> {
+        self.0.get().cloned()
+    }
+
+    fn insert(&self, _token: &str, _key_generation: u64, signed: Arc<SignedToken>) {
+        self.0.get_or_init(|| signed);
+    }
+}
+
+fn spread(number: u64) -> Id {
+    let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&number.to_be_bytes());
+    bytes[8..].copy_from_slice(&number.rotate_left(29).to_be_bytes());
+    Id::from_bytes(bytes)
+}
+
+fn million() -> RevocationIndex {
+    let mut index = RevocationIndex::default();
+    let bucket = Bucket::of_expiry(NOW + 300);
+    for chunk in 0..1_000 {
+        index.revoke_tokens(bucket, &(chunk * 1_000..(chunk + 1) * 1_000).map(spread).collect::<Vec<_>>());
+    }
+    index
+}
+
+fn view(signer: &Signer, rules: usize, revocations: RevocationIndex) -> View {
+    let rule = |n| {
+        format!(
+            "    - {{ paths: ['/v1/t{n}/{{id}}', '/v1/t{n}'], methods: [GET], scopes: {{ all: [orders.read] }} }}\n"
+        )
+    };
+    let rules: Vec<String> = (0..rules).map(rule).collect();
+    let mut view = View { policies: Arc::new(policies(&rules.concat())), revocations, ..View::default() };
+    view.issuers.set(Issuer::new(ISSUER, Some("default".to_owned()), vec![signer.key(KeyState::Active)]));
+    view
+}
+
+fn decisions(criterion: &mut Criterion) {
+    let signer = Signer::new("k1");
+    let value = format!("Bearer {}", signer.sign(&claims(json!({}))));
+    let headers = [("user-agent", &b"bench"[..]), ("authorization", value.as_bytes())];
+    let request = Request {
+        method: "GET",
+        host: "api.example.com:443",
+        target: "/v1/t7/42?x=1",
+        headers: &headers,
+        extensions: &[],
+    };
+    let now = Now { wall: UnixMillis::from_seconds(NOW), freshness: Freshness::Fresh };
+    let mut group = criterion.benchmark_group("decide");
+    for rules in [10, 1_000] {
+        let view = view(&signer, rules, RevocationIndex::default());
+        let cache = OneToken::default();
+        group.bench_function(format!("cached/{rules}_rules"), |b| {
+            b.iter(|| decide(black_box(&view), &cache, &request, now));
+        });
+    }
+    let crowded = view(&signer, 10, million());
+    let cache = OneToken::default();
+    group.bench_function("cached/1000000_revoked", |b| {
+        b.iter(|| decide(black_box(&crowded), &cache, &request, now));
+    });
+    group.bench_function("uncached/es256", |b| {
+        b.iter(|| decide(black_box(&crowded), &NoCache, &request, now));
+    });
+}
+
+fn revocations(criterion: &mut Criterion) {
+    let index = million();
+    let bucket = Bucket::of_expiry(NOW + 300);
+    let mut group = criterion.benchmark_group("revocations_1000000");
+    let mut number = 0;
+    let mut next = move || {
+        number += 1;
+        number
+    };
+    group.bench_function("hit", |b| b.iter(|| index.is_token_revoked(bucket, &spread(next() % 1_000_000))));
+    group.bench_function("miss", |b| b.iter(|| index.is_token_revoked(bucket, &spread(1_000_000 + next()))));
+    group.bench_function("clone_add_publish", |b| {
+        let mut current = index.clone();
+        b.iter(|| {
+            let mut changed = current.clone();
+            changed.revoke_tokens(bucket, &[spread(2_000_000_000 + next())]);
+            current = changed;
+        });
+    });
+    group.bench_function("raise_watermark", |b| {
+        b.iter_batched(
+            || index.clone(),
+            |mut index| index.raise_watermark(IdKind::Subject, spread(next()), UnixMillis(1)),
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+criterion_group!(benches, decisions, revocations);
+criterion_main!(benches);

@@ -1,0 +1,175 @@
+//! Why a request was refused: the one table behind status, challenge, metric label, log entry and `atmctl explain`.
+
+use std::fmt;
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident => $label:literal, $status:literal, $error:expr, $description:literal;)+) => {
+        /// Why a request was refused.
+        ///
+        /// Everything that is said of a refusal (HTTP status, RFC 6750 §3.1 error code, metric label, the sentence for
+        /// people) is read from here, so that no two places can disagree.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the decision's steps; registers metrics and renders documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The stable code: metric label, log field and `x-atm-reason` header, in `snake_case`.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+
+            /// The HTTP status of the refusal: 400, 401, 403 or 503.
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$variant => $status,)+ }
+            }
+
+            /// The `error` of the `WWW-Authenticate` challenge (RFC 6750 §3.1); `None` where the challenge carries none,
+            /// because no credential was sent or because the fault is not the credential's.
+            pub const fn error(self) -> Option<&'static str> {
+                match self { $(Self::$variant => $error,)+ }
+            }
+
+            /// One sentence for people. It never names a value of the request or of the token, and holds only characters
+            /// that RFC 6750 §3 allows in `error_description`.
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => $description,)+ }
+            }
+        }
+    };
+}
+
+const INVALID_REQUEST: Option<&str> = Some("invalid_request");
+const INVALID_TOKEN: Option<&str> = Some("invalid_token");
+const INSUFFICIENT_SCOPE: Option<&str> = Some("insufficient_scope");
+
+reasons! {
+    /// The request itself is not well formed: its host, its method or its target.
+    MalformedRequest => "malformed_request", 400, INVALID_REQUEST, "The request's host, method or target is not well formed.";
+    /// The path can be read in two ways (RFC 3986 §6.2.2), so no rule may be chosen by it.
+    AmbiguousPath => "ambiguous_path", 400, INVALID_REQUEST, "The request path can be read in more than one way.";
+    /// No rule of any policy covers the request.
+    NoPolicy => "no_policy", 403, None, "No policy covers this request.";
+
+    /// The rule asks for a credential and the request carries none.
+    CredentialMissing => "credential_missing", 401, None, "The request carries no credential.";
+    /// More than one credential was sent (RFC 6750 §2).
+    CredentialMultiple => "credential_multiple", 401, INVALID_REQUEST, "The request carries more than one credential.";
+    /// The credential's header does not follow `scheme SP token68` (RFC 6750 §2.1).
+    CredentialMalformed => "credential_malformed", 401, INVALID_REQUEST, "The credential's header is not well formed.";
+
+    /// The token is longer than any that is accepted.
+    TokenTooLarge => "token_too_large", 401, INVALID_TOKEN, "The token is larger than the limit.";
+    /// The token is no JWS in compact serialisation (RFC 7515 §7.1), or its JSON is refused.
+    TokenMalformed => "token_malformed", 401, INVALID_TOKEN, "The token is not a well formed JWT.";
+    /// The header's `typ` is not that of an access token (RFC 9068 §4).
+    TokenTypeRefused => "token_type_refused", 401, INVALID_TOKEN, "The token is not an access token.";
+    /// The algorithm is not allowed, or not the one pinned to the key (RFC 8725 §3.1).
+    AlgorithmRefused => "algorithm_refused", 401, INVALID_TOKEN, "The token's signature algorithm is not accepted.";
+    /// The header names critical extensions (RFC 7515 §4.1.11); none is understood here.
+    CriticalHeaderRefused => "critical_header_refused", 401, INVALID_TOKEN, "The token's header names extensions that are not understood.";
+    /// The header brings or points to a key of its own (`jwk`, `jku`, `x5c`, `x5u`).
+    EmbeddedKeyRefused => "embedded_key_refused", 401, INVALID_TOKEN, "The token's header must not bring a key of its own.";
+
+    /// The issuer is not trusted here.
+    IssuerUnknown => "issuer_unknown", 401, INVALID_TOKEN, "The token's issuer is not trusted.";
+    /// The issuer has no key of that id.
+    KeyUnknown => "key_unknown", 401, INVALID_TOKEN, "The token's signing key is not known.";
+    /// The token names no key and its issuer has several.
+    KeyAmbiguous => "key_ambiguous", 401, INVALID_TOKEN, "The token names no signing key and its issuer has several.";
+    /// The signature does not verify.
+    SignatureInvalid => "signature_invalid", 401, INVALID_TOKEN, "The token's signature is not valid.";
+
+    /// A claim that an access token must have is missing (RFC 9068 §2.2).
+    ClaimMissing => "claim_missing", 401, INVALID_TOKEN, "The token lacks a required claim.";
+    /// A claim has the wrong type or form.
+    ClaimMalformed => "claim_malformed", 401, INVALID_TOKEN, "A claim of the token is not well formed.";
+    /// The issuer is trusted, but not for this rule.
+    IssuerRefused => "issuer_refused", 401, INVALID_TOKEN, "The token's issuer is not accepted here.";
+    /// No audience of the token is one of the rule's (RFC 9068 §4).
+    AudienceRefused => "audience_refused", 401, INVALID_TOKEN, "The token is meant for another audience.";
+    /// The token has expired.
+    Expired => "expired", 401, INVALID_TOKEN, "The token has expired.";
+    /// The token's `nbf` lies in the future, beyond the clock skew allowed.
+    NotYetValid => "not_yet_valid", 401, INVALID_TOKEN, "The token is not valid yet.";
+    /// The token's `iat` lies in the future, beyond the clock skew allowed.
+    IssuedInFuture => "issued_in_future", 401, INVALID_TOKEN, "The token was issued in the future.";
+
+    /// The token itself is revoked.
+    RevokedToken => "revoked_token", 401, INVALID_TOKEN, "The token has been revoked.";
+    /// The token's session (its family) is revoked.
+    RevokedSession => "revoked_session", 401, INVALID_TOKEN, "The token's session has been revoked.";
+    /// Tokens of the subject up to an instant are revoked.
+    RevokedSubject => "revoked_subject", 401, INVALID_TOKEN, "The subject's tokens have been revoked.";
+    /// Tokens of the client up to an instant are revoked.
+    RevokedClient => "revoked_client", 401, INVALID_TOKEN, "The client's tokens have been revoked.";
+    /// Tokens of the realm up to an instant are revoked.
+    RevokedRealm => "revoked_realm", 401, INVALID_TOKEN, "The realm's tokens have been revoked.";
+    /// Tokens of the issuer up to an instant are revoked.
+    RevokedIssuer => "revoked_issuer", 401, INVALID_TOKEN, "The issuer's tokens have been revoked.";
+    /// The signing key is revoked, and with it whatever it signed.
+    RevokedKey => "revoked_key", 401, INVALID_TOKEN, "The token's signing key has been revoked.";
+
+    /// The token is bound to a key (`cnf`, RFC 7800 §3.1) in a way that cannot be checked here.
+    BindingUnsupported => "binding_unsupported", 401, INVALID_TOKEN, "The token is bound to a key, and the proof of it cannot be checked here.";
+    /// The token lacks a scope that the rule asks for.
+    ScopeInsufficient => "scope_insufficient", 403, INSUFFICIENT_SCOPE, "The token lacks a required scope.";
+
+    /// What is known of revocations is too old, and the rule does not allow that.
+    Stale => "stale", 503, None, "Revocation data is too old to decide by.";
+    /// No verified state has been loaded yet.
+    NotReady => "not_ready", 503, None, "The validator has not loaded a verified state yet.";
+    /// A fault of ours. Neither a judgement on the token nor a permit.
+    Internal => "internal", 503, None, "The validator failed to decide.";
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::Reason;
+
+    #[test]
+    fn labels_are_unique_snake_case() {
+        let labels: HashSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(labels.len(), Reason::ALL.len());
+        for label in labels {
+            assert!(label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{label}");
+        }
+    }
+
+    #[test]
+    fn status_and_challenge_agree() {
+        for reason in Reason::ALL {
+            let accepted: &[Option<&str>] = match reason.status() {
+                400 => &[Some("invalid_request")],
+                401 => &[None, Some("invalid_token"), Some("invalid_request")],
+                403 => &[None, Some("insufficient_scope")],
+                503 => &[None],
+                status => panic!("{reason}: {status}"),
+            };
+            assert!(accepted.contains(&reason.error()), "{reason}");
+        }
+    }
+
+    #[test]
+    fn descriptions_fit_a_quoted_challenge() {
+        // RFC 6750 §3: %x20-21 / %x23-5B / %x5D-7E.
+        for reason in Reason::ALL {
+            assert!(
+                reason.description().bytes().all(|b| matches!(b, 0x20..=0x21 | 0x23..=0x5b | 0x5d..=0x7e)),
+                "{reason}"
+            );
+        }
+    }
+}

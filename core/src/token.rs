@@ -1,0 +1,117 @@
+//! The evidence that a token gathers on its way: each type is made from the one before, and only by its check.
+//!
+//! [`UnverifiedToken`] → [`KeyedToken`] (its issuer is trusted and has the key) → [`SignedToken`] (that key signed it).
+
+use std::sync::Arc;
+
+use crate::claims::Claims;
+use crate::id::{Id, IdKind};
+use crate::jws::UnverifiedToken;
+use crate::key::{Issuer, Issuers, VerificationKey};
+use crate::reason::Reason;
+use crate::revocation::Bucket;
+
+/// A token whose issuer is trusted and has the key that it names, pinned to the algorithm that it claims.
+#[derive(Debug)]
+pub struct KeyedToken<'a> {
+    token: UnverifiedToken<'a>,
+    issuer: Arc<Issuer>,
+    key: VerificationKey,
+}
+
+impl<'a> KeyedToken<'a> {
+    /// Finds the key by issuer and kid. A token without a kid is taken only where the issuer has one key.
+    pub fn select(token: UnverifiedToken<'a>, issuers: &Issuers) -> Result<Self, Reason> {
+        let issuer = issuers.get(token.issuer()?).ok_or(Reason::IssuerUnknown)?;
+        let key = match (&token.header().kid, issuer.keys()) {
+            (Some(kid), _) => issuer.key(kid).ok_or(Reason::KeyUnknown)?,
+            (None, [key]) => key,
+            (None, []) => return Err(Reason::KeyUnknown),
+            (None, _) => return Err(Reason::KeyAmbiguous),
+        };
+        if key.algorithm() != token.header().algorithm {
+            return Err(Reason::AlgorithmRefused);
+        }
+        Ok(Self { issuer: Arc::clone(issuer), key: key.clone(), token })
+    }
+
+    /// Verifies the signature, then types the claims.
+    pub fn verify(self) -> Result<SignedToken, Reason> {
+        self.key
+            .verify(self.token.signing_input(), self.token.signature())
+            .map_err(|_| Reason::SignatureInvalid)?;
+        SignedToken::new(self.issuer, self.key.shared_kid(), Claims::from_object(self.token.into_claims())?)
+    }
+}
+
+/// A token that a trusted key signed, with typed claims. Whether it is in time, meant for us or revoked is still open, so
+/// that it can be kept and judged again at each request.
+#[derive(Debug, Clone)]
+pub struct SignedToken {
+    /// Who issued it.
+    pub issuer: Arc<Issuer>,
+    /// The key that verified it.
+    pub kid: Arc<str>,
+    /// Its claims.
+    pub claims: Claims,
+    /// What revocations name it by.
+    pub ids: TokenIds,
+}
+
+/// The ids under which a token may be revoked.
+#[derive(Debug, Clone)]
+pub struct TokenIds {
+    /// The bucket that a revocation of the token alone is kept in.
+    pub bucket: Bucket,
+    /// The token, if it has a `jti`.
+    pub token: Option<Id>,
+    /// Its session, if it belongs to one.
+    pub session: Option<Id>,
+    /// Its subject, and those of its actors, each within its own issuer.
+    pub subjects: Vec<Id>,
+    /// Its client.
+    pub client: Option<Id>,
+    /// Its issuer's realm, if one of ours.
+    pub realm: Option<Id>,
+    /// Its issuer.
+    pub issuer: Id,
+    /// The key that signed it.
+    pub key: Id,
+}
+
+impl SignedToken {
+    fn new(issuer: Arc<Issuer>, kid: Arc<str>, claims: Claims) -> Result<Self, Reason> {
+        // RFC 9068 §2.2 requires both, and our realms issue nothing else. An external issuer need not follow it.
+        if issuer.realm().is_some() && (claims.client_id.is_none() || claims.jti.is_none()) {
+            return Err(Reason::ClaimMissing);
+        }
+        let ids = TokenIds::of(&issuer, &kid, &claims);
+        Ok(Self { issuer, kid, claims, ids })
+    }
+}
+
+impl TokenIds {
+    fn of(issuer: &Issuer, kid: &str, claims: &Claims) -> Self {
+        let name = issuer.name();
+        let optional = |kind, value: &Option<String>| value.as_deref().map(|value| Id::of(kind, name, value));
+        Self {
+            bucket: Bucket::of_expiry(claims.expires_at),
+            token: optional(IdKind::Token, &claims.jti),
+            session: optional(IdKind::Session, &claims.session),
+            subjects: subject_ids(name, claims),
+            client: optional(IdKind::Client, &claims.client_id),
+            realm: issuer.realm().map(|realm| Id::of(IdKind::Realm, "", realm)),
+            issuer: Id::of(IdKind::Issuer, "", name),
+            key: Id::of(IdKind::Key, name, kid),
+        }
+    }
+}
+
+fn subject_ids(issuer: &str, claims: &Claims) -> Vec<Id> {
+    let actors =
+        claims.actors.iter().map(|actor| (actor.issuer.as_deref().unwrap_or(issuer), &*actor.subject));
+    std::iter::once((issuer, &*claims.subject))
+        .chain(actors)
+        .map(|(issuer, subject)| Id::of(IdKind::Subject, issuer, subject))
+        .collect()
+}

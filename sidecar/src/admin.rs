@@ -1,0 +1,133 @@
+//! The admin listener: health, readiness, metrics, and the state for a person in trouble. Holds no secret, binds to loopback.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use atm_core::freshness::Freshness;
+use atm_core::key::VerificationKey;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use prometheus::Registry;
+use serde_json::{Value, json};
+
+use crate::config::FreshnessSettings;
+use crate::feed::Cause;
+use crate::metrics;
+use crate::state::StateReader;
+
+/// What the listener shows.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// This sidecar's name.
+    pub sidecar_id: String,
+    /// The state.
+    pub reader: StateReader,
+    /// The metrics.
+    pub registry: Registry,
+    /// When knowledge is called old.
+    pub freshness: FreshnessSettings,
+}
+
+/// The routes.
+pub fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/state", get(state))
+        .with_state(Arc::new(admin))
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    let ready = admin.reader.ready();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut body = json!({"ready": ready, "degraded": admin.degraded()});
+    if !ready {
+        body["waiting_for"] = admin.waiting_for().into();
+    }
+    (status, Json(body))
+}
+
+impl Admin {
+    fn freshness(&self) -> Freshness {
+        let FreshnessSettings { degraded_after_ms, stale_after_ms } = self.freshness;
+        Freshness::with_thresholds(self.reader.feed_age_ms(), degraded_after_ms, stale_after_ms)
+    }
+
+    /// What an operator should know though decisions are made.
+    fn degraded(&self) -> Option<String> {
+        let silent =
+            || format!("the feed is {}: no heartbeat that the state is level with", self.freshness());
+        self.reader.degraded().or_else(|| (self.freshness() != Freshness::Fresh).then(silent))
+    }
+
+    /// What an operator should look at while no decisions are made.
+    fn waiting_for(&self) -> String {
+        let status = self.reader.status();
+        let forged = status.refusals(Cause::Signature);
+        if forged > 0 {
+            return format!(
+                "a feed signed by a pinned key: {forged} messages were not; compare feedKeys with the control plane's"
+            );
+        }
+        if !status.connected.load(Ordering::Relaxed) {
+            return "NATS, which is unreachable; check nats.url".to_owned();
+        }
+        if self.reader.load().position.revision == 0 {
+            return "the first change set; check that the control plane runs and realmGroup is its own"
+                .to_owned();
+        }
+        "the revisions that a heartbeat has announced".to_owned()
+    }
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&admin.registry))
+}
+
+async fn state(State(admin): State<Arc<Admin>>) -> Json<Value> {
+    let (state, status) = (admin.reader.load(), admin.reader.status());
+    let age = admin.reader.feed_age_ms();
+    let issuers: Vec<_> = state
+        .view
+        .issuers
+        .iter()
+        .map(|issuer| {
+            let keys: Vec<_> = issuer
+                .keys()
+                .iter()
+                .map(|key| json!({"kid": key.kid(), "algorithm": key.algorithm().as_str(), "state": key.state().as_str()}))
+                .collect();
+            let kids: Vec<_> = issuer.keys().iter().map(VerificationKey::kid).collect();
+            json!({"issuer": issuer.name(), "realm": issuer.realm(), "kids": kids, "keys": keys})
+        })
+        .collect();
+    let refused: serde_json::Map<String, Value> = Cause::ALL
+        .into_iter()
+        .map(|cause| (cause.as_str().to_owned(), status.refusals(cause).into()))
+        .collect();
+    Json(json!({
+        "id": admin.sidecar_id,
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": admin.reader.ready(),
+        "degraded": admin.degraded(),
+        "epoch": state.position.epoch.map(|epoch| epoch.to_string()),
+        "revision": state.position.revision,
+        "freshness": admin.freshness().as_str(),
+        "feed_age_ms": (age != u64::MAX).then_some(age),
+        "nats_connected": status.connected.load(Ordering::Relaxed),
+        "revocations": {
+            "tokens": state.view.revocations.len(),
+            "watermarks": state.view.revocations.watermark_count(),
+        },
+        "issuers": issuers,
+        "policies": {
+            "version": state.policy_version,
+            "names": state.view.policies.names().collect::<Vec<_>>(),
+        },
+        "change_sets": {"applied": status.applied.load(Ordering::Relaxed), "refused": refused},
+    }))
+}

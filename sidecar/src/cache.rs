@@ -1,0 +1,85 @@
+//! Tokens whose signature was verified before, bounded in bytes. A hit saves the signature and nothing else: times,
+//! revocation, binding and policy are judged again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use atm_core::decision::VerifiedTokens;
+use atm_core::token::SignedToken;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{Equivalent, Weighter};
+
+/// The whole token is the key, compared in full: a hash alone would let one token answer for another.
+type Key = (u64, Box<str>);
+
+#[derive(Hash, PartialEq, Eq)]
+struct Borrowed<'a>(u64, &'a str);
+
+impl Equivalent<Key> for Borrowed<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.0 == key.0 && *self.1 == *key.1
+    }
+}
+
+/// Bytes that an entry takes beside the token's text: claims hold about as much again, ids and pointers the rest.
+const OVERHEAD: u64 = 512;
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<Key, Arc<SignedToken>> for ByBytes {
+    fn weight(&self, key: &Key, _: &Arc<SignedToken>) -> u64 {
+        3 * key.1.len() as u64 + OVERHEAD
+    }
+}
+
+/// The cache. Its hash is keyed at random for each process, so that nobody can choose tokens that collide.
+#[derive(Debug)]
+pub struct VerifiedTokenCache {
+    cache: Cache<Key, Arc<SignedToken>, ByBytes, foldhash::quality::RandomState>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl VerifiedTokenCache {
+    /// A cache of about `bytes`; 0 keeps nothing.
+    pub fn new(bytes: u64) -> Self {
+        let entries = usize::try_from(bytes / 3_000).unwrap_or(usize::MAX).max(1);
+        let cache = Cache::with(
+            entries,
+            bytes,
+            ByBytes,
+            foldhash::quality::RandomState::default(),
+            DefaultLifecycle::default(),
+        );
+        Self { cache, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+    }
+
+    /// Look-ups that found their token, and those that did not.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    }
+
+    /// Entries now.
+    pub fn len(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+}
+
+impl VerifiedTokens for VerifiedTokenCache {
+    fn get(&self, token: &str, key_generation: u64) -> Option<Arc<SignedToken>> {
+        let found = self.cache.get(&Borrowed(key_generation, token));
+        let counter = if found.is_some() { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    fn insert(&self, token: &str, key_generation: u64, signed: Arc<SignedToken>) {
+        self.cache.insert((key_generation, token.into()), signed);
+    }
+}

@@ -1,0 +1,49 @@
+//! What upstream services learn of a permitted request: headers whose client-sent copies never get through.
+
+use atm_core::decision::Permit;
+
+/// Every identity header. Those that a permit has no value for are removed, or a client could send its own.
+pub(super) const HEADERS: [&str; 7] = [
+    "x-atm-subject",
+    "x-atm-client",
+    "x-atm-issuer",
+    "x-atm-scope",
+    "x-atm-token-id",
+    "x-atm-session",
+    "x-atm-policy",
+];
+
+/// The value of each of [`HEADERS`], in their order; `None` where there is none, or where it could not be a header's value.
+pub(super) fn values(permit: &Permit) -> [Option<String>; HEADERS.len()] {
+    let claims = permit.token.as_ref().map(|token| &token.claims);
+    let scope = claims.filter(|claims| !claims.scope.is_empty()).map(|claims| claims.scope.join(" "));
+    [
+        claims.map(|claims| claims.subject.clone()),
+        claims.and_then(|claims| claims.client_id.clone()),
+        claims.map(|claims| claims.issuer.clone()),
+        scope,
+        claims.and_then(|claims| claims.jti.clone()),
+        claims.and_then(|claims| claims.session.clone()),
+        Some(permit.policy.to_string()),
+    ]
+    .map(|value| value.filter(|value| is_header_value(value)))
+}
+
+/// Visible ASCII and inner spaces (RFC 9110 §5.5): a control character could split a header, other bytes are read in
+/// different ways by different servers.
+fn is_header_value(value: &str) -> bool {
+    !value.is_empty() && value.trim() == value && value.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_value_can_break_a_header() {
+        for value in ["a\r\nb: c", "a\0", "é", "", " a", "a\u{7f}"] {
+            assert!(!is_header_value(value), "{value:?}");
+        }
+        assert!(is_header_value("alice smith"));
+    }
+}

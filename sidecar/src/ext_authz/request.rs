@@ -1,0 +1,126 @@
+//! Envoy's `CheckRequest` as a core request.
+
+use atm_core::request::Request;
+
+use super::protobuf::{Fields, Malformed, Value, entry, text};
+
+#[cfg(test)]
+mod tests;
+
+/// What a decision needs of a `CheckRequest`, borrowed from the message as received.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Received<'a> {
+    method: &'a str,
+    host: &'a str,
+    target: &'a str,
+    headers: Vec<(&'a str, &'a [u8])>,
+    extensions: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Received<'a> {
+    /// Reads an encoded `envoy.service.auth.v3.CheckRequest`. Refused: what is no such message, has no HTTP attributes, or
+    /// names a header in upper case, under which no rule would find it.
+    pub(super) fn read(message: &'a [u8]) -> Result<Self, Malformed> {
+        let mut received = Self::default();
+        let mut http = false;
+        for field in Fields::new(message) {
+            if let (1, value) = field? {
+                http |= received.attributes(bytes(value)?)?;
+            }
+        }
+        if http { Ok(received) } else { Err(Malformed) }
+    }
+
+    /// `AttributeContext`. Whether it describes an HTTP request.
+    fn attributes(&mut self, message: &'a [u8]) -> Result<bool, Malformed> {
+        let mut http = false;
+        for field in Fields::new(message) {
+            match field? {
+                (4, value) => {
+                    for field in Fields::new(bytes(value)?) {
+                        if let (2, value) = field? {
+                            self.http_request(bytes(value)?)?;
+                            http = true;
+                        }
+                    }
+                }
+                (10, value) => {
+                    let (name, value) = entry(bytes(value)?)?;
+                    self.extensions.push((text(name)?, text(value)?));
+                }
+                _ => {}
+            }
+        }
+        Ok(http)
+    }
+
+    /// `AttributeContext.HttpRequest`. `query` and `fragment` are always empty: the path carries both, undecoded.
+    fn http_request(&mut self, message: &'a [u8]) -> Result<(), Malformed> {
+        self.headers.reserve(32);
+        for field in Fields::new(message) {
+            match field? {
+                (2, value) => self.method = text(bytes(value)?)?,
+                (3, value) => {
+                    let (name, value) = entry(bytes(value)?)?;
+                    self.header(name, value)?;
+                }
+                (4, value) => self.target = text(bytes(value)?)?,
+                (5, value) => self.host = text(bytes(value)?)?,
+                // With `encode_raw_headers`, `headers` is empty and this holds each header by itself.
+                (13, value) => {
+                    for field in Fields::new(bytes(value)?) {
+                        if let (1, value) = field? {
+                            self.raw_header(bytes(value)?)?;
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// `HeaderValue`: the value stands in `value` or in `raw_value`.
+    fn raw_header(&mut self, message: &'a [u8]) -> Result<(), Malformed> {
+        let (name, mut value) = entry(message)?;
+        for field in Fields::new(message) {
+            if let (3, raw) = field? {
+                let raw = bytes(raw)?;
+                if !raw.is_empty() {
+                    value = raw;
+                }
+            }
+        }
+        self.header(name, value)
+    }
+
+    fn header(&mut self, name: &'a [u8], value: &'a [u8]) -> Result<(), Malformed> {
+        let name = text(name)?;
+        if name.is_empty() || name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(Malformed);
+        }
+        // Pseudo-headers say again what the attributes say.
+        if !name.starts_with(':') {
+            self.headers.push((name, value));
+        }
+        Ok(())
+    }
+
+    /// The request, lent to a decision.
+    pub(super) fn request(&self) -> Request<'_> {
+        Request {
+            method: self.method,
+            host: self.host,
+            target: self.target,
+            headers: &self.headers,
+            extensions: &self.extensions,
+        }
+    }
+}
+
+fn bytes(value: Value<'_>) -> Result<&[u8], Malformed> {
+    match value {
+        Value::Bytes(bytes) => Ok(bytes),
+        Value::Number => Err(Malformed),
+    }
+}

@@ -1,0 +1,226 @@
+use atm_core::id::{Id, IdKind};
+use atm_core::revocation::Bucket;
+use atm_core::time::UnixMillis;
+use atm_proto::signature::FeedSigner;
+use proptest::prelude::*;
+
+use super::*;
+use crate::state::{self, StateReader};
+use crate::store::{self, Store};
+
+const EPOCH: Epoch = Epoch::from_bytes([1; 16]);
+
+fn signer(seed: u8) -> FeedSigner {
+    FeedSigner::from_seed(&[seed; 32]).unwrap()
+}
+
+/// A log of `count` sets, each revoking one token: its signed bytes, and the digest after each.
+fn log(signer: &FeedSigner, epoch: Epoch, count: u64) -> (Vec<Vec<u8>>, Vec<Digest>) {
+    let mut digests = vec![Digest::ZERO];
+    let mut sets = Vec::new();
+    for revision in 1..=count {
+        let payload = ChangeSet {
+            realm_group: "default".into(),
+            epoch,
+            revision,
+            previous_digest: digests[digests.len() - 1],
+            time: UnixMillis(0),
+            changes: vec![Change::RevokedTokens { bucket: Bucket(7), ids: vec![id(revision)] }],
+        }
+        .encode();
+        digests.push(Digest::of(&payload));
+        sets.push(signer.sign(Domain::ChangeSet, &payload));
+    }
+    (sets, digests)
+}
+
+fn id(number: u64) -> Id {
+    Id::of(IdKind::Token, "https://issuer", &number.to_string())
+}
+
+fn heartbeat(signer: &FeedSigner, epoch: Epoch, revision: u64, digest: Digest, time: i64) -> Vec<u8> {
+    let heartbeat = Heartbeat {
+        realm_group: "default".into(),
+        epoch,
+        revision,
+        oldest_revision: 1,
+        time: UnixMillis(time),
+        digest,
+    };
+    signer.sign(Domain::Heartbeat, &heartbeat.encode())
+}
+
+struct Bench {
+    applier: Applier,
+    reader: StateReader,
+    _directory: tempfile::TempDir,
+}
+
+fn bench() -> Bench {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path(), 1 << 20).unwrap();
+    let (publisher, reader) = state::channel(State::default(), None, UnixMillis(0));
+    let (writer, _thread) = store::start_writer(store, reader.clone()).unwrap();
+    let trusted = TrustedFeedKeys::new(vec![*signer(1).public_key()]);
+    let applier = Applier::new("default".into(), trusted, publisher, writer);
+    Bench { applier, reader, _directory: directory }
+}
+
+fn revoked(reader: &StateReader, number: u64) -> bool {
+    reader.load().view.revocations.is_token_revoked(Bucket(7), &id(number))
+}
+
+#[test]
+fn the_next_set_is_applied_and_nothing_else() {
+    let mut bench = bench();
+    let (sets, _) = log(&signer(1), EPOCH, 3);
+    assert_eq!(bench.applier.change_set(&sets[1]), Heard::Missing); // a gap
+    assert_eq!(bench.applier.position().revision, 0);
+    assert_eq!(bench.applier.change_set(&sets[0]), Heard::Level);
+    assert_eq!(bench.applier.change_set(&sets[0]), Heard::Level); // the same once more
+    assert_eq!(bench.applier.change_set(&sets[1]), Heard::Level);
+    assert_eq!(bench.applier.change_set(&sets[0]), Heard::Refused); // replayed
+    assert_eq!(bench.applier.position().revision, 2);
+    assert!(revoked(&bench.reader, 1) && revoked(&bench.reader, 2) && !revoked(&bench.reader, 3));
+    let status = bench.reader.status();
+    assert_eq!((status.refusals(Cause::Gap), status.refusals(Cause::Replay)), (1, 1));
+}
+
+#[test]
+fn another_history_another_signer_and_noise_are_refused() {
+    let mut bench = bench();
+    let (sets, _) = log(&signer(1), EPOCH, 2);
+    let (forged, _) = log(&signer(2), EPOCH, 1);
+    let (other_epoch, _) = log(&signer(1), Epoch::from_bytes([2; 16]), 2);
+    assert_eq!(bench.applier.change_set(&forged[0]), Heard::Refused);
+    assert_eq!(bench.applier.change_set(b"noise"), Heard::Refused);
+    assert_eq!(bench.applier.change_set(&signer(1).sign(Domain::ChangeSet, b"\xff")), Heard::Refused);
+    bench.applier.change_set(&sets[0]);
+    assert_eq!(bench.applier.change_set(&other_epoch[0]), Heard::Refused);
+    assert_eq!(bench.applier.change_set(&other_epoch[1]), Heard::Refused);
+    assert_eq!(bench.applier.position().revision, 1);
+    let status = bench.reader.status();
+    assert_eq!(status.refusals(Cause::Signature), 2);
+    assert_eq!(status.refusals(Cause::Decode), 1);
+    assert_eq!(status.refusals(Cause::Conflict), 2);
+}
+
+#[test]
+fn only_a_new_heartbeat_that_is_level_makes_fresh() {
+    let mut bench = bench();
+    let signer = signer(1);
+    let (sets, digests) = log(&signer, EPOCH, 2);
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 2, digests[2], 10)), Heard::Missing);
+    assert!(!bench.reader.ready());
+    bench.applier.change_set(&sets[0]);
+    assert_eq!(bench.reader.feed_age_ms(), u64::MAX);
+    assert!(!bench.reader.ready());
+    // Level with what the heartbeat told of: ready now, not a heartbeat later.
+    assert_eq!(bench.applier.change_set(&sets[1]), Heard::Level);
+    assert!(bench.reader.ready());
+    assert!(bench.reader.feed_age_ms() < 60_000);
+    // The same beat again proves nothing; a wrong digest at our revision is another history.
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 2, digests[2], 10)), Heard::Refused);
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 2, digests[1], 11)), Heard::Refused);
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 2, digests[2], 12)), Heard::Level);
+    assert!(bench.reader.feed_age_ms() < 60_000);
+    assert!(bench.reader.ready());
+}
+
+#[test]
+fn a_new_epoch_keeps_what_was_revoked_and_an_ended_one_never_returns() {
+    let mut bench = bench();
+    let signer = signer(1);
+    let (sets, digests) = log(&signer, EPOCH, 3);
+    for set in &sets {
+        bench.applier.change_set(set);
+    }
+    bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 3, digests[3], 10));
+    let next = Epoch::from_bytes([2; 16]);
+    let (new_sets, new_digests) = log(&signer, next, 1);
+    assert!(bench.reader.ready());
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, next, 1, new_digests[1], 20)), Heard::Missing);
+    assert!(bench.reader.ready(), "what was in force still is, so decisions go on");
+    assert!((1..=3).all(|number| revoked(&bench.reader, number)));
+    assert_eq!(bench.applier.change_set(&new_sets[0]), Heard::Level);
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, next, 1, new_digests[1], 21)), Heard::Level);
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 3, digests[3], 30)), Heard::Refused);
+    assert_eq!(bench.applier.position().epoch, Some(next));
+    assert!((1..=3).all(|number| revoked(&bench.reader, number)));
+}
+
+#[test]
+fn a_heartbeat_that_change_sets_overtook_counts_and_one_from_before_the_start_does_not() {
+    let mut bench = bench();
+    let signer = signer(1);
+    let (sets, digests) = log(&signer, EPOCH, 3);
+    for set in &sets {
+        bench.applier.change_set(set);
+    }
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 0, digests[0], 10)), Heard::Refused);
+    assert_eq!(bench.reader.status().refusals(Cause::Replay), 1);
+    assert_eq!(bench.reader.feed_age_ms(), u64::MAX);
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 2, digests[2], 11)), Heard::Level);
+    assert!(bench.reader.feed_age_ms() < 60_000);
+    assert_eq!(bench.reader.status().refusals(Cause::Replay), 1);
+    assert_eq!(bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 2, digests[1], 12)), Heard::Refused);
+    assert_eq!(bench.reader.status().refusals(Cause::Conflict), 1);
+}
+
+#[test]
+fn a_set_that_contradicts_the_heartbeat_it_meets_does_not_make_fresh() {
+    let mut bench = bench();
+    let signer = signer(1);
+    let (sets, _) = log(&signer, EPOCH, 1);
+    bench.reader.status().connected.store(true, Ordering::Relaxed);
+    bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 1, Digest::of(b"another"), 10));
+    assert_eq!(bench.applier.change_set(&sets[0]), Heard::Refused);
+    assert_eq!(bench.reader.feed_age_ms(), u64::MAX);
+    assert!(!bench.reader.ready());
+    assert!(bench.reader.degraded().unwrap().contains("another history"));
+    assert!(revoked(&bench.reader, 1), "a signed revocation is enforced all the same");
+}
+
+#[test]
+fn a_wrong_feed_key_is_said_until_a_heartbeat_is_believed() {
+    let mut bench = bench();
+    bench.reader.status().connected.store(true, Ordering::Relaxed);
+    let beat = |seed: u8, time| heartbeat(&signer(seed), EPOCH, 0, Digest::ZERO, time);
+    bench.applier.heartbeat(&beat(2, 10));
+    assert!(bench.reader.degraded().unwrap().contains("feedKeys"));
+    assert_eq!(bench.applier.heartbeat(&beat(1, 11)), Heard::Level);
+    bench.applier.heartbeat(&beat(2, 12));
+    assert_eq!(bench.reader.degraded(), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever the carrier does to the messages, the state is always a prefix of the log.
+    #[test]
+    fn loss_duplication_reordering_and_corruption_leave_a_prefix(
+        deliveries in proptest::collection::vec((0..8_usize, any::<bool>(), any::<u16>()), 0..60),
+    ) {
+        let mut bench = bench();
+        let (sets, digests) = log(&signer(1), EPOCH, 8);
+        for (at, corrupt, flip) in deliveries {
+            let mut bytes = sets[at].clone();
+            if corrupt {
+                let at = usize::from(flip) % bytes.len();
+                bytes[at] ^= 0x40;
+            }
+            bench.applier.change_set(&bytes);
+        }
+        let position = bench.applier.position();
+        let reached = usize::try_from(position.revision).unwrap();
+        prop_assert_eq!(position.digest, digests[reached]);
+        for number in 1..=8 {
+            prop_assert_eq!(revoked(&bench.reader, number), number <= position.revision);
+        }
+        // And what is missing can always be brought in.
+        for set in &sets {
+            bench.applier.change_set(set);
+        }
+        prop_assert_eq!(bench.applier.position().revision, 8);
+    }
+}
