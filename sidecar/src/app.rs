@@ -60,6 +60,7 @@ pub struct Sidecar {
     stop: CancellationToken,
     tasks: tokio::task::JoinSet<()>,
     threads: Vec<std::thread::JoinHandle<()>>,
+    store_thread: std::thread::JoinHandle<()>,
 }
 
 /// The addresses that are really bound.
@@ -85,7 +86,6 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
         None => new_sidecar_id(&store)?,
     };
     let (publisher, reader) = state::channel(loaded.state, loaded.last_fresh, feed::now());
-    let (writer, store_thread) = store::start_writer(store, reader.clone()).map_err(system)?;
     let settings = FeedSettings {
         realm_group: config.realm_group.clone(),
         nats_url: config.nats_url.clone(),
@@ -95,6 +95,13 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
         startup_wait: config.startup_wait,
     };
     let connection = feed::connect(&settings).await?;
+    let bound = listeners.bound().map_err(system)?;
+    if let Some(path) = &config.listen.address_file {
+        write_addresses(path, &bound).map_err(system)?;
+    }
+    // From here on RocksDB lives on another thread, and must be closed before the process ends: nothing that a
+    // configuration can make fail comes after it.
+    let (writer, store_thread) = store::start_writer(store, reader.clone()).map_err(system)?;
     let mut tasks = tokio::task::JoinSet::new();
     let reporting = report::run(
         connection.client.clone(),
@@ -120,38 +127,42 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
         config.freshness,
     );
     registry.register(Box::new(StateCollector::new(reader.clone(), Arc::clone(&judge)))).map_err(system)?;
-    let bound = listeners.bound().map_err(system)?;
     let admin = Admin { sidecar_id, reader: reader.clone(), registry, freshness: config.freshness };
-    let mut threads =
+    let threads =
         listeners.serve(&judge, admin, &reader, config.listen.workers, &stop, &mut tasks).map_err(system)?;
-    threads.push(store_thread);
-    if let Some(path) = &config.listen.address_file {
-        write_addresses(path, &bound).map_err(system)?;
-    }
-    Ok(Sidecar { bound, reader, stop, tasks, threads })
+    Ok(Sidecar { bound, reader, stop, tasks, threads, store_thread })
 }
 
 impl Sidecar {
     /// Runs until the stop token is cancelled, then drains within a bound and saves what was applied.
     pub async fn run(mut self) {
         self.stop.cancelled().await;
+        let threads = std::mem::take(&mut self.threads);
         let drained = async {
             while self.tasks.join_next().await.is_some() {}
-            let threads = std::mem::take(&mut self.threads);
-            let _ = tokio::task::spawn_blocking(move || {
-                for thread in threads {
-                    let _ = thread.join();
-                }
-            })
-            .await;
+            join(threads).await;
         };
         if tokio::time::timeout(DRAIN, drained).await.is_err() {
             tracing::info!("connections were still open when the drain's time was over");
+        }
+        // The feed's task owns the writer: aborting what is left of the tasks lets the store's thread end, too.
+        self.tasks.shutdown().await;
+        if tokio::time::timeout(DRAIN, join(vec![self.store_thread])).await.is_err() {
+            tracing::warn!("the store did not take what was applied last; the feed brings it after the next start");
         }
         if let Some(path) = &self.bound.grpc_unix {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+async fn join(threads: Vec<std::thread::JoinHandle<()>>) {
+    let _ = tokio::task::spawn_blocking(move || {
+        for thread in threads {
+            let _ = thread.join();
+        }
+    })
+    .await;
 }
 
 fn open_store(config: &Config) -> Result<(Store, store::Loaded), StoreError> {

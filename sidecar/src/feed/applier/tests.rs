@@ -50,20 +50,35 @@ fn heartbeat(signer: &FeedSigner, epoch: Epoch, revision: u64, digest: Digest, t
     signer.sign(Domain::Heartbeat, &heartbeat.encode())
 }
 
+/// Fields are dropped in this order: the applier ends the writer, whose thread is waited for, and the directory goes last.
 struct Bench {
     applier: Applier,
     reader: StateReader,
+    _thread: Joined,
     _directory: tempfile::TempDir,
+}
+
+/// Waits for the store's thread: RocksDB must be closed before the process ends.
+struct Joined(Option<std::thread::JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if let Some(Err(panic)) = self.0.take().map(std::thread::JoinHandle::join)
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
 }
 
 fn bench() -> Bench {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path(), 1 << 20).unwrap();
     let (publisher, reader) = state::channel(State::default(), None, UnixMillis(0));
-    let (writer, _thread) = store::start_writer(store, reader.clone()).unwrap();
+    let (writer, thread) = store::start_writer(store, reader.clone()).unwrap();
     let trusted = TrustedFeedKeys::new(vec![*signer(1).public_key()]);
     let applier = Applier::new("default".into(), trusted, publisher, writer);
-    Bench { applier, reader, _directory: directory }
+    Bench { applier, reader, _thread: Joined(Some(thread)), _directory: directory }
 }
 
 fn revoked(reader: &StateReader, number: u64) -> bool {
