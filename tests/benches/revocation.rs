@@ -1,0 +1,134 @@
+//! How soon a revocation is in force, and what a sidecar's memory holds it in: real programs, a real nats-server.
+//!
+//! Run by `make bench` with release builds (`ATM_BIN_DIR`). `ATM_BENCH_REVOCATIONS` (1000) and `ATM_BENCH_HELD` (1000000)
+//! set the sizes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)] // a benchmark that cannot go on stops
+
+use std::time::{Duration, Instant};
+
+use atm_core::id::{Id, IdKind};
+use atm_tests::authz::Authz;
+use atm_tests::dev::DevStack;
+use atm_tests::feed::{FeedAuthor, policies, revoked_tokens};
+use atm_tests::nats::NatsServer;
+use atm_tests::sidecar::Sidecar;
+use atm_tests::token::{TokenMint, now};
+use serde_json::json;
+
+const POLICY: &str = include_str!("../tests/requests/policy.yaml");
+/// Ids of one change set.
+const IDS_A_SET: usize = 4_096;
+
+#[tokio::main]
+async fn main() {
+    if std::env::args().any(|argument| argument == "--test") {
+        return; // `cargo test --benches`
+    }
+    propagation(size("ATM_BENCH_REVOCATIONS", 1_000)).await;
+    memory(size("ATM_BENCH_HELD", 1_000_000)).await;
+}
+
+fn size(variable: &str, default: usize) -> usize {
+    let text = std::env::var(variable).ok();
+    text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} must be a whole number")))
+}
+
+/// From the revocation call and from its return to the first refusal at the sidecar, one token after the other.
+async fn propagation(count: usize) {
+    let stack = DevStack::up().await;
+    let client = stack.client();
+    let authz = Authz::connect(stack.field("sidecar_grpc")).await;
+    let (mut call, mut after_return) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    for done in 0..count {
+        if done % 100 == 0 {
+            eprintln!("revocations: {done} of {count}");
+        }
+        let token = client.issue().await.expect("a token");
+        assert!(authz.check_token(&token).await.is_permit(), "a token that was not revoked is let through");
+        let body = json!({ "token": token });
+        let started = Instant::now();
+        let answer = client.admin("POST", "/admin/v1/revocations", &body).await.expect("an answer");
+        assert!(matches!(answer.status, 200..=202), "{} {}", answer.status, answer.text());
+        let returned = Instant::now();
+        while authz.check_token(&token).await.is_permit() {
+            assert!(returned.elapsed() < Duration::from_secs(10), "a revoked token is still let through");
+        }
+        call.push(started.elapsed());
+        after_return.push(returned.elapsed());
+    }
+    row("revocation: call to first refusal", &mut call);
+    row("revocation: return of the call to first refusal", &mut after_return);
+}
+
+fn row(name: &str, times: &mut [Duration]) {
+    times.sort_unstable();
+    let at = |share: usize| times[(times.len() * share / 1000).min(times.len() - 1)].as_secs_f64() * 1e3;
+    println!(
+        "{name:<50} n {:>5}  median {:>7.2} ms  p99 {:>7.2} ms  max {:>7.2} ms",
+        times.len(),
+        at(500),
+        at(990),
+        at(1000)
+    );
+}
+
+/// Resident memory of a sidecar: idle, after the revocations came in, and after a restart that loaded them.
+async fn memory(count: usize) {
+    let nats = NatsServer::start().await;
+    let author = FeedAuthor::start(&nats).await;
+    let mint = TokenMint::new("https://issuer.test", "main", &[("one", "ES256")]);
+    author.publish(vec![mint.to_change(), policies(1, &[POLICY])]).await;
+    let mut sidecar = Sidecar::start_ready(&nats.url(), &author.public_key()).await;
+    println!("{:<50} {:>8.1} MiB", "memory: idle", resident_mib(sidecar.process().id()));
+
+    let ids: Vec<Id> =
+        (0..count).map(|n| Id::of(IdKind::Token, "https://issuer.test", &n.to_string())).collect();
+    let expires = now() + 86_400;
+    let started = Instant::now();
+    let mut revision = 0;
+    for (set, ids) in ids.chunks(IDS_A_SET).enumerate() {
+        // Spread over a day of expiry hours, as real tokens are.
+        let hour = i64::try_from(set % 24).unwrap() * 3600;
+        revision = author.publish(vec![revoked_tokens(expires + hour, ids.iter().copied())]).await;
+        if set % 50 == 49 {
+            until_applied(&sidecar, revision).await;
+            eprintln!("revocations held: {} of {count}", (set + 1) * IDS_A_SET);
+        }
+    }
+    until_applied(&sidecar, revision).await;
+    let taken = started.elapsed().as_secs_f64();
+    println!("{:<50} {:>8.1} MiB", format!("memory: {count} revocations"), resident_mib(sidecar.process().id()));
+    println!("{:<50} {:>8.1} s", format!("publishing and applying {count} revocations"), taken);
+
+    let last = ids.len() - 1;
+    let started = Instant::now();
+    sidecar.kill();
+    sidecar.start().await;
+    sidecar.until_ready().await;
+    let taken = started.elapsed().as_secs_f64();
+    let token =
+        mint.token().claim("jti", last.to_string()).claim("exp", expires + bucket_hour(last)).sign();
+    assert!(!sidecar.authz().await.check_token(&token).await.is_permit(), "the last revocation is in force");
+    println!("{:<50} {:>8.1} MiB", "memory: the same after a restart", resident_mib(sidecar.process().id()));
+    println!("{:<50} {:>8.2} s", "restart until ready with them", taken);
+}
+
+fn bucket_hour(id: usize) -> i64 {
+    i64::try_from(id / IDS_A_SET % 24).unwrap() * 3600
+}
+
+async fn until_applied(sidecar: &Sidecar, revision: u64) {
+    atm_tests::wait::until(&format!("revision {revision}"), Duration::from_secs(120), || async {
+        let applied = sidecar.applied().await;
+        if applied >= revision { Ok(()) } else { Err(applied) }
+    })
+    .await;
+}
+
+/// `VmRSS` of a process.
+fn resident_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").trim().parse::<f64>().expect("a number") / 1024.0
+}
