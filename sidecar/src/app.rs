@@ -148,7 +148,9 @@ impl Sidecar {
         // The feed's task owns the writer: aborting what is left of the tasks lets the store's thread end, too.
         self.tasks.shutdown().await;
         if tokio::time::timeout(DRAIN, join(vec![self.store_thread])).await.is_err() {
-            tracing::warn!("the store did not take what was applied last; the feed brings it after the next start");
+            tracing::warn!(
+                "the store did not take what was applied last; the feed brings it after the next start"
+            );
         }
         if let Some(path) = &self.bound.grpc_unix {
             let _ = std::fs::remove_file(path);

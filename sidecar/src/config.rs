@@ -139,7 +139,10 @@ fn nats_url(nats: &Section<'_>) -> String {
 fn feed_keys(root: &Section<'_>) -> TrustedFeedKeys {
     let texts = root.list("feedKeys");
     if texts.is_empty() {
-        root.mistake("feedKeys", "is missing; give the control plane's feed key (GET /admin/v1/feed shows it)");
+        root.mistake(
+            "feedKeys",
+            "is missing; give the control plane's feed key (GET /admin/v1/feed shows it)",
+        );
     }
     let parse = |(at, text): (usize, &String)| {
         let key = text.parse::<FeedPublicKey>();

@@ -98,7 +98,11 @@ async fn memory(count: usize) {
     }
     until_applied(&sidecar, revision).await;
     let taken = started.elapsed().as_secs_f64();
-    println!("{:<50} {:>8.1} MiB", format!("memory: {count} revocations"), resident_mib(sidecar.process().id()));
+    println!(
+        "{:<50} {:>8.1} MiB",
+        format!("memory: {count} revocations"),
+        resident_mib(sidecar.process().id())
+    );
     println!("{:<50} {:>8.1} s", format!("publishing and applying {count} revocations"), taken);
 
     let last = ids.len() - 1;
@@ -107,8 +111,7 @@ async fn memory(count: usize) {
     sidecar.start().await;
     sidecar.until_ready().await;
     let taken = started.elapsed().as_secs_f64();
-    let token =
-        mint.token().claim("jti", last.to_string()).claim("exp", expires + bucket_hour(last)).sign();
+    let token = mint.token().claim("jti", last.to_string()).claim("exp", expires + bucket_hour(last)).sign();
     assert!(!sidecar.authz().await.check_token(&token).await.is_permit(), "the last revocation is in force");
     println!("{:<50} {:>8.1} MiB", "memory: the same after a restart", resident_mib(sidecar.process().id()));
     println!("{:<50} {:>8.2} s", "restart until ready with them", taken);

@@ -1,4 +1,4 @@
-//! The feed with a real nats-server, from `.tools/bin` or `ATM_TOOLS_DIR`. Without one these tests say so and pass.
+//! The feed with a real nats-server, from `.tools/bin` or `ATM_TOOLS_DIR`. Without one these tests fail and say what installs it.
 
 use atm_proto::change::Heartbeat;
 use atm_proto::report::{ResyncReply, SidecarReport};
@@ -15,20 +15,16 @@ struct Nats {
 }
 
 impl Nats {
-    fn program() -> Option<PathBuf> {
+    fn program() -> PathBuf {
         let tools = std::env::var_os("ATM_TOOLS_DIR")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin"), PathBuf::from);
         let program = tools.join("nats-server");
-        if !program.exists() {
-            eprintln!("skipped: no {}; `make tools` installs it", program.display());
-            return None;
-        }
-        Some(program)
+        assert!(program.exists(), "{} is missing: run `make tools`", program.display());
+        program
     }
 
-    async fn start(dir: &Path, port: u16) -> Option<Self> {
-        let program = Self::program()?;
-        let child = Command::new(program)
+    async fn start(dir: &Path, port: u16) -> Self {
+        let child = Command::new(Self::program())
             .args(["-a", "127.0.0.1", "-js", "-p", &port.to_string(), "-sd"])
             .arg(dir)
             .stdout(Stdio::null())
@@ -38,7 +34,7 @@ impl Nats {
         let nats = Self { child, port, dir: dir.to_owned() };
         for _ in 0..200 {
             if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
-                return Some(nats);
+                return nats;
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
@@ -61,17 +57,17 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-async fn connected() -> Option<(TempDir, Nats, Fixture)> {
+async fn connected() -> (TempDir, Nats, Fixture) {
     let dir = tempfile::tempdir().unwrap();
-    let nats = Nats::start(dir.path(), free_port()).await?;
+    let nats = Nats::start(dir.path(), free_port()).await;
     let fixture = Fixture::start_in(tempfile::tempdir().unwrap(), &nats.url()).await;
     fixture.feed.carrier().wait_for(|carrier| *carrier == Carrier::Connected).await.unwrap();
-    Some((dir, nats, fixture))
+    (dir, nats, fixture)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_reaches_live_subscribers_signed_and_in_order() {
-    let Some((_dir, nats, fixture)) = connected().await else { return };
+    let (_dir, nats, fixture) = connected().await;
     let client = async_nats::connect(nats.url()).await.unwrap();
     let mut live = client.subscribe("atm.test.live").await.unwrap();
     client.flush().await.unwrap();
@@ -89,7 +85,7 @@ async fn a_change_reaches_live_subscribers_signed_and_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn heartbeats_resync_and_reports_work_over_nats() {
-    let Some((_dir, nats, fixture)) = connected().await else { return };
+    let (_dir, nats, fixture) = connected().await;
     let client = async_nats::connect(nats.url()).await.unwrap();
     let mut heartbeats = client.subscribe("atm.test.heartbeat").await.unwrap();
     fixture.change(1).await;
@@ -120,20 +116,20 @@ async fn heartbeats_resync_and_reports_work_over_nats() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_made_while_nats_was_away_are_published_when_it_is_back() {
-    let Some((dir, nats, fixture)) = connected().await else { return };
+    let (dir, nats, fixture) = connected().await;
     fixture.change(1).await;
     assert!(fixture.feed.wait_published(1, Duration::from_secs(5)).await);
     let port = nats.port;
     drop(nats);
     fixture.feed.carrier().wait_for(|carrier| *carrier != Carrier::Connected).await.unwrap();
     assert_eq!(fixture.change(2).await, 2, "revocations go on");
-    let _nats = Nats::start(dir.path(), port).await.unwrap();
+    let _nats = Nats::start(dir.path(), port).await;
     assert!(fixture.feed.wait_published(2, Duration::from_secs(15)).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_jetstream_lost_is_published_again_with_the_same_bytes() {
-    let Some((_dir, nats, fixture)) = connected().await else { return };
+    let (_dir, nats, fixture) = connected().await;
     for byte in 1..=3 {
         fixture.change(byte).await;
     }
@@ -169,7 +165,7 @@ async fn what_jetstream_lost_is_published_again_with_the_same_bytes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_restored_from_an_older_copy_begins_a_new_epoch() {
-    let Some((_dir, nats, fixture)) = connected().await else { return };
+    let (_dir, nats, fixture) = connected().await;
     fixture.change(1).await;
     let first = fixture.feed.position().epoch;
     assert!(fixture.feed.wait_published(1, Duration::from_secs(5)).await);
@@ -194,7 +190,7 @@ async fn a_store_restored_from_an_older_copy_begins_a_new_epoch() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pending_key_signs_once_the_fleet_holds_it() {
     use crate::keys::SigningKeyState;
-    let Some((_dir, nats, fixture)) = connected().await else { return };
+    let (_dir, nats, fixture) = connected().await;
     let root = crate::secret::RootKey::generate().unwrap().0;
     let keys = crate::keys::tests::keys(&fixture, &root, crate::keys::tests::ISSUER).await;
     let client = async_nats::connect(nats.url()).await.unwrap();
