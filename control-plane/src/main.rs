@@ -90,7 +90,11 @@ fn run(config: Config, secrets: Secrets) -> anyhow::Result<()> {
 fn start_log(log: &Log) {
     // Checked with the configuration; what is no filter after all logs at its default.
     let filter = EnvFilter::builder().parse_lossy(&log.level);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written (a full disk) is lost: telling of it on the same stream would panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match log.format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.init(),

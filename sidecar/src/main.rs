@@ -60,7 +60,11 @@ fn main() -> ExitCode {
 
 fn start_logging(log: &Log) {
     let filter = tracing_subscriber::EnvFilter::new(&log.level);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written (a full disk) is lost: telling of it on the same stream would panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     if log.json { builder.json().flatten_event(true).init() } else { builder.with_ansi(false).init() }
 }
 

@@ -122,7 +122,7 @@ fn bucket_hour(id: usize) -> i64 {
 }
 
 async fn until_applied(sidecar: &Sidecar, revision: u64) {
-    atm_tests::wait::until(&format!("revision {revision}"), Duration::from_secs(120), || async {
+    atm_tests::wait::until(&format!("revision {revision}"), Duration::from_mins(2), || async {
         let applied = sidecar.applied().await;
         if applied >= revision { Ok(()) } else { Err(applied) }
     })

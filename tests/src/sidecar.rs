@@ -50,11 +50,21 @@ impl Sidecar {
         self.bound = bound;
     }
 
-    /// Starts the program without waiting for anything.
+    /// Starts the program without waiting for anything. Writes past a file size limit fail, as on a full disk, instead of
+    /// ending it by a signal: see [`Self::limit_files`].
     pub fn spawn(&self) -> Process {
-        let config = self.config_file();
-        let arguments = ["--config", config.to_str().expect("UTF-8 path")];
-        Process::start("atm-sidecar", &programs::ours("atm-sidecar"), &arguments, &self.path("sidecar.log"))
+        let (config, program) = (self.config_file(), programs::ours("atm-sidecar"));
+        let (config, program) = (config.to_str().expect("UTF-8 path"), program.to_str().expect("UTF-8 path"));
+        let arguments = ["--ignore-signal=XFSZ", program, "--config", config];
+        Process::start("atm-sidecar", Path::new("/usr/bin/env"), &arguments, &self.path("sidecar.log"))
+    }
+
+    /// Lets no file that it writes grow beyond `bytes`: what a full disk is to a program, without a disk to fill.
+    pub fn limit_files(&mut self, bytes: u64) {
+        let pid = self.process().id().to_string();
+        let limit = format!("--fsize={bytes}");
+        let status = std::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+        assert!(status.expect("prlimit of util-linux runs").success(), "prlimit {limit}");
     }
 
     /// The configuration file.

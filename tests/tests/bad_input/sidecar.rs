@@ -3,8 +3,9 @@
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 
+use atm_core::id::IdKind;
 use atm_proto::signature::FeedSigner;
-use atm_tests::feed::{FeedAuthor, policies};
+use atm_tests::feed::{FeedAuthor, policies, revoked_tokens};
 use atm_tests::nats::NatsServer;
 use atm_tests::process::stderr;
 use atm_tests::sidecar::{self, Sidecar};
@@ -173,6 +174,37 @@ async fn a_corrupt_store_ends_with_one_line_where_that_is_configured() {
     config["store"]["onCorruption"] = json!("fail");
     let output = run_with_config(PROGRAM, &config.to_string(), &[]).await;
     assert_one_line(&output, &["db", "orrupt"]);
+}
+
+#[tokio::test]
+async fn a_full_disk_degrades_it_and_loses_nothing() {
+    let nats = NatsServer::start().await;
+    let author = FeedAuthor::start(&nats).await;
+    let mint = TokenMint::new("https://issuer.test", "main", &[("ed", "EdDSA")]);
+    author.publish(vec![mint.to_change(), policies(1, &[POLICY])]).await;
+    let mut sidecar = Sidecar::start_ready(&nats.url(), &author.public_key()).await;
+    sidecar.limit_files(1);
+
+    let revoked = mint.token().claim("jti", "during").sign();
+    let good = mint.token().claim("jti", "never").sign();
+    let revision = author.publish(vec![revoked_tokens(0, [mint.id(IdKind::Token, "during")])]).await;
+    sidecar.until_applied(revision).await;
+    sidecar.until_metric("atm_sidecar_degraded", 1.0).await;
+    let state = sidecar.state().await;
+    assert!(state["degraded"].to_string().contains("store write failed"), "{state}");
+    let ready = sidecar.admin("/readyz").await.expect("admin answers");
+    assert_eq!(ready.status, 200, "it decides as before: {}", ready.text());
+    let authz = sidecar.authz().await;
+    assert_eq!(authz.check_token(&revoked).await.reason, "revoked_token");
+    assert!(authz.check_token(&good).await.is_permit());
+
+    // With room again, a start brings what was not saved before it is ready.
+    sidecar.kill();
+    sidecar.start().await;
+    sidecar.until_ready().await;
+    let authz = sidecar.authz().await;
+    assert_eq!(authz.check_token(&revoked).await.reason, "revoked_token");
+    assert!(authz.check_token(&good).await.is_permit());
 }
 
 /// Overwrites what RocksDB reads first.
