@@ -22,9 +22,6 @@ const IDS_A_SET: usize = 4_096;
 
 #[tokio::main]
 async fn main() {
-    if std::env::args().any(|argument| argument == "--test") {
-        return; // `cargo test --benches`
-    }
     propagation(size("ATM_BENCH_REVOCATIONS", 1_000)).await;
     memory(size("ATM_BENCH_HELD", 1_000_000)).await;
 }
@@ -84,19 +81,19 @@ async fn memory(count: usize) {
 
     let ids: Vec<Id> =
         (0..count).map(|n| Id::of(IdKind::Token, "https://issuer.test", &n.to_string())).collect();
-    let expires = now() + 86_400;
+    // Spread over a day of expiry hours, as real tokens are.
+    let first_expiry = now() + 86_400;
+    let expires_at = |set: usize| first_expiry + i64::try_from(set % 24).unwrap() * 3600;
     let started = Instant::now();
     let mut revision = 0;
     for (set, ids) in ids.chunks(IDS_A_SET).enumerate() {
-        // Spread over a day of expiry hours, as real tokens are.
-        let hour = i64::try_from(set % 24).unwrap() * 3600;
-        revision = author.publish(vec![revoked_tokens(expires + hour, ids.iter().copied())]).await;
+        revision = author.publish(vec![revoked_tokens(expires_at(set), ids.iter().copied())]).await;
         if set % 50 == 49 {
-            until_applied(&sidecar, revision).await;
+            sidecar.until_applied(revision).await;
             eprintln!("revocations held: {} of {count}", (set + 1) * IDS_A_SET);
         }
     }
-    until_applied(&sidecar, revision).await;
+    sidecar.until_applied(revision).await;
     let taken = started.elapsed().as_secs_f64();
     println!(
         "{:<50} {:>8.1} MiB",
@@ -111,22 +108,10 @@ async fn memory(count: usize) {
     sidecar.start().await;
     sidecar.until_ready().await;
     let taken = started.elapsed().as_secs_f64();
-    let token = mint.token().claim("jti", last.to_string()).claim("exp", expires + bucket_hour(last)).sign();
+    let token = mint.token().claim("jti", last.to_string()).claim("exp", expires_at(last / IDS_A_SET)).sign();
     assert!(!sidecar.authz().await.check_token(&token).await.is_permit(), "the last revocation is in force");
     println!("{:<50} {:>8.1} MiB", "memory: the same after a restart", resident_mib(sidecar.process().id()));
     println!("{:<50} {:>8.2} s", "restart until ready with them", taken);
-}
-
-fn bucket_hour(id: usize) -> i64 {
-    i64::try_from(id / IDS_A_SET % 24).unwrap() * 3600
-}
-
-async fn until_applied(sidecar: &Sidecar, revision: u64) {
-    atm_tests::wait::until(&format!("revision {revision}"), Duration::from_mins(2), || async {
-        let applied = sidecar.applied().await;
-        if applied >= revision { Ok(()) } else { Err(applied) }
-    })
-    .await;
 }
 
 /// `VmRSS` of a process.

@@ -23,6 +23,15 @@ fn any_feed_key() -> String {
     FeedSigner::generate().expect("a key").0.public_key().to_string()
 }
 
+/// A feed that an issuer with one key and a policy set were published to: enough to let a request through.
+async fn feed_with_issuer() -> (NatsServer, FeedAuthor, TokenMint) {
+    let nats = NatsServer::start().await;
+    let author = FeedAuthor::start(&nats).await;
+    let mint = TokenMint::new("https://issuer.test", "main", &[("ed", "EdDSA")]);
+    author.publish(vec![mint.to_change(), policies(1, &[POLICY])]).await;
+    (nats, author, mint)
+}
+
 #[tokio::test]
 async fn a_wrong_configuration_lists_every_mistake() {
     let config = r#"
@@ -125,10 +134,7 @@ async fn without_nats_and_without_state_it_stays_up_and_is_not_ready() {
 
 #[tokio::test]
 async fn a_wrong_feed_key_never_becomes_ready_and_says_so() {
-    let nats = NatsServer::start().await;
-    let author = FeedAuthor::start(&nats).await;
-    let mint = TokenMint::new("https://issuer.test", "main", &[("ed", "EdDSA")]);
-    author.publish(vec![mint.to_change(), policies(1, &[POLICY])]).await;
+    let (nats, _author, mint) = feed_with_issuer().await;
     let mut sidecar = Sidecar::configure(&nats.url(), &any_feed_key());
     sidecar.start().await;
     sidecar.until_metric("atm_sidecar_change_sets_refused_total{cause=\"signature\"}", 1.0).await;
@@ -144,10 +150,7 @@ async fn a_wrong_feed_key_never_becomes_ready_and_says_so() {
 
 #[tokio::test]
 async fn a_corrupt_store_is_moved_aside_and_restored_from_the_feed() {
-    let nats = NatsServer::start().await;
-    let author = FeedAuthor::start(&nats).await;
-    let mint = TokenMint::new("https://issuer.test", "main", &[("ed", "EdDSA")]);
-    author.publish(vec![mint.to_change(), policies(1, &[POLICY])]).await;
+    let (nats, author, mint) = feed_with_issuer().await;
     let mut sidecar = Sidecar::start_ready(&nats.url(), &author.public_key()).await;
     sidecar.kill();
     corrupt(&sidecar.store());
@@ -178,15 +181,17 @@ async fn a_corrupt_store_ends_with_one_line_where_that_is_configured() {
 
 #[tokio::test]
 async fn a_full_disk_degrades_it_and_loses_nothing() {
-    let nats = NatsServer::start().await;
-    let author = FeedAuthor::start(&nats).await;
-    let mint = TokenMint::new("https://issuer.test", "main", &[("ed", "EdDSA")]);
-    author.publish(vec![mint.to_change(), policies(1, &[POLICY])]).await;
+    let (nats, author, mint) = feed_with_issuer().await;
     let mut sidecar = Sidecar::start_ready(&nats.url(), &author.public_key()).await;
     sidecar.limit_files(1);
 
     let revoked = mint.token().claim("jti", "during").sign();
     let good = mint.token().claim("jti", "never").sign();
+    let assert_enforced = async |sidecar: &Sidecar| {
+        let authz = sidecar.authz().await;
+        assert_eq!(authz.check_token(&revoked).await.reason, "revoked_token");
+        assert!(authz.check_token(&good).await.is_permit());
+    };
     let revision = author.publish(vec![revoked_tokens(0, [mint.id(IdKind::Token, "during")])]).await;
     sidecar.until_applied(revision).await;
     sidecar.until_metric("atm_sidecar_degraded", 1.0).await;
@@ -194,17 +199,13 @@ async fn a_full_disk_degrades_it_and_loses_nothing() {
     assert!(state["degraded"].to_string().contains("store write failed"), "{state}");
     let ready = sidecar.admin("/readyz").await.expect("admin answers");
     assert_eq!(ready.status, 200, "it decides as before: {}", ready.text());
-    let authz = sidecar.authz().await;
-    assert_eq!(authz.check_token(&revoked).await.reason, "revoked_token");
-    assert!(authz.check_token(&good).await.is_permit());
+    assert_enforced(&sidecar).await;
 
     // With room again, a start brings what was not saved before it is ready.
     sidecar.kill();
     sidecar.start().await;
     sidecar.until_ready().await;
-    let authz = sidecar.authz().await;
-    assert_eq!(authz.check_token(&revoked).await.reason, "revoked_token");
-    assert!(authz.check_token(&good).await.is_permit());
+    assert_enforced(&sidecar).await;
 }
 
 /// Overwrites what RocksDB reads first.
