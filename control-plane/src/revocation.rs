@@ -6,7 +6,7 @@ use std::sync::Arc;
 use atm_core::id::{Id, IdKind};
 use atm_core::revocation::Bucket;
 use atm_core::time::UnixMillis;
-use atm_core::token::SignedToken;
+use atm_core::token::AuthenticToken;
 use atm_proto::change::Change;
 use serde::{Deserialize, Serialize};
 
@@ -234,19 +234,24 @@ impl Revocations {
     }
 
     /// Whether the token is revoked by itself or by any scope it belongs to; for introspection (RFC 7662).
-    pub async fn is_revoked(&self, token: &SignedToken) -> Result<bool, StoreError> {
+    pub async fn is_revoked(&self, token: &AuthenticToken) -> Result<bool, StoreError> {
         let ids = &token.ids;
         if let Some(id) = ids.token
             && enforcement::is_token_revoked(&self.store, ids.bucket, id).await?
         {
             return Ok(true);
         }
+        for (bucket, id) in &ids.ancestors {
+            if enforcement::is_token_revoked(&self.store, *bucket, *id).await? {
+                return Ok(true);
+            }
+        }
         let optional = [
             (IdKind::Session, ids.session),
             (IdKind::Client, ids.client),
             (IdKind::Realm, ids.realm),
             (IdKind::Issuer, Some(ids.issuer)),
-            (IdKind::Key, Some(ids.key)),
+            (IdKind::Key, ids.key),
         ];
         let scopes = optional
             .into_iter()

@@ -6,7 +6,7 @@ mod support;
 use std::hint::black_box;
 use std::sync::Arc;
 
-use atm_core::decision::{NoCache, Now, SignedToken, VerifiedTokens, decide};
+use atm_core::decision::{AuthenticToken, Memory, NoMemory, Now, decide};
 use atm_core::freshness::Freshness;
 use atm_core::id::{Id, IdKind};
 use atm_core::key::{Issuer, KeyState};
@@ -20,14 +20,14 @@ use support::{ISSUER, NOW, Signer, claims, policies};
 
 /// Holds the one token of the benchmark.
 #[derive(Default)]
-struct OneToken(std::cell::OnceCell<Arc<SignedToken>>);
+struct OneToken(std::cell::OnceCell<Arc<AuthenticToken>>);
 
-impl VerifiedTokens for OneToken {
-    fn get(&self, _token: &str, _key_generation: u64) -> Option<Arc<SignedToken>> {
+impl Memory for OneToken {
+    fn verified(&self, _token: &str, _key_generation: u64) -> Option<Arc<AuthenticToken>> {
         self.0.get().cloned()
     }
 
-    fn insert(&self, _token: &str, _key_generation: u64, signed: Arc<SignedToken>) {
+    fn keep_verified(&self, _token: &str, _key_generation: u64, signed: Arc<AuthenticToken>) {
         self.0.get_or_init(|| signed);
     }
 }
@@ -70,9 +70,9 @@ fn decisions(criterion: &mut Criterion) {
         host: "api.example.com:443",
         target: "/v1/t7/42?x=1",
         headers: &headers,
-        extensions: &[],
+        ..Request::default()
     };
-    let now = Now { wall: UnixMillis::from_seconds(NOW), freshness: Freshness::Fresh };
+    let now = Now { wall: UnixMillis::from_seconds(NOW), freshness: Freshness::Fresh, feed_age_ms: 0 };
     let mut group = criterion.benchmark_group("decide");
     for rules in [10, 1_000] {
         let view = view(&signer, rules, RevocationIndex::default());
@@ -87,7 +87,7 @@ fn decisions(criterion: &mut Criterion) {
         b.iter(|| decide(black_box(&crowded), &cache, &request, now));
     });
     group.bench_function("uncached/es256", |b| {
-        b.iter(|| decide(black_box(&crowded), &NoCache, &request, now));
+        b.iter(|| decide(black_box(&crowded), &NoMemory, &request, now));
     });
 }
 

@@ -1,7 +1,9 @@
 //! An access token's claims (RFC 7519 §4.1, RFC 9068 §2.2), typed strictly and judged against what a rule expects.
 
+use ipnet::IpNet;
 use serde_json::{Map, Value};
 
+use crate::binding::Confirmation;
 use crate::policy::MAX_CLOCK_SKEW_SECONDS;
 use crate::reason::Reason;
 use crate::time::UnixMillis;
@@ -10,6 +12,14 @@ use crate::time::UnixMillis;
 pub const MAX_IDENTIFIER_BYTES: usize = 512;
 /// Depth of a delegation chain at most (RFC 8693 §4.1).
 pub const MAX_ACTORS: usize = 4;
+/// Tokens that one may be derived from, one after the other.
+pub const MAX_ANCESTORS: usize = 8;
+/// Networks that a credential may be restricted to.
+pub const MAX_NETWORKS: usize = 64;
+/// The private claim with the tokens that this one was derived from: an array of `{"jti": text, "exp": seconds}`.
+pub const ANCESTORS: &str = "atm_ancestors";
+/// The private claim with the networks that a credential may be used from: an array of prefixes like `10.0.0.0/8`.
+pub const NETWORKS: &str = "atm_networks";
 /// The private claim with the millisecond of issuance, which `iat` in seconds cannot carry.
 pub const ISSUED_AT_MS: &str = "atm_iat_ms";
 
@@ -37,9 +47,13 @@ pub struct Claims {
     /// `iat` as the first millisecond it can mean, or [`ISSUED_AT_MS`] where the token has it.
     pub issued_at: UnixMillis,
     /// `cnf`: the token is bound to a key or certificate (RFC 7800).
-    pub confirmation: Option<Value>,
+    pub confirmation: Option<Confirmation>,
     /// The `act` chain, the current actor first (RFC 8693 §4.1).
     pub actors: Vec<Actor>,
+    /// The tokens that this one was derived from ([`ANCESTORS`]), at most [`MAX_ANCESTORS`].
+    pub ancestors: Vec<Ancestor>,
+    /// The networks that the credential may be used from ([`NETWORKS`]); empty means any.
+    pub networks: Vec<IpNet>,
     /// All claims, as signed.
     pub raw: Map<String, Value>,
 }
@@ -51,6 +65,15 @@ pub struct Actor {
     pub issuer: Option<String>,
     /// Its `sub`.
     pub subject: String,
+}
+
+/// A token that another one was derived from. Revoking it ends what was derived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ancestor {
+    /// Its `jti`.
+    pub jti: String,
+    /// Its `exp`, which names the bucket of its revocation.
+    pub expires_at: i64,
 }
 
 /// What a rule expects of a token's claims.
@@ -94,6 +117,8 @@ impl Claims {
             issued_at: issued_at_millis(&raw, issued_at)?,
             confirmation: confirmation(&raw)?,
             actors: actors(&raw)?,
+            ancestors: ancestors(&raw)?,
+            networks: networks(&raw)?,
             raw,
         })
     }
@@ -187,11 +212,37 @@ fn is_scope_byte(byte: u8) -> bool {
     matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\'
 }
 
-fn confirmation(raw: &Map<String, Value>) -> Result<Option<Value>, Reason> {
-    match raw.get("cnf") {
-        None => Ok(None),
-        Some(value @ Value::Object(_)) => Ok(Some(value.clone())),
+fn confirmation(raw: &Map<String, Value>) -> Result<Option<Confirmation>, Reason> {
+    raw.get("cnf")
+        .map(|value| Confirmation::from_value(value).map_err(|_| Reason::ClaimMalformed))
+        .transpose()
+}
+
+fn bounded_array<'r>(raw: &'r Map<String, Value>, name: &str, bound: usize) -> Result<&'r [Value], Reason> {
+    match raw.get(name) {
+        None => Ok(&[]),
+        Some(Value::Array(entries)) if entries.len() <= bound => Ok(entries),
         Some(_) => Err(Reason::ClaimMalformed),
+    }
+}
+
+fn ancestors(raw: &Map<String, Value>) -> Result<Vec<Ancestor>, Reason> {
+    let ancestor = |value: &Value| {
+        let object = value.as_object().ok_or(Reason::ClaimMalformed)?;
+        let jti = identifier(object, "jti")?.ok_or(Reason::ClaimMalformed)?;
+        let expires_at = seconds(object, "exp")?.ok_or(Reason::ClaimMalformed)?;
+        Ok(Ancestor { jti, expires_at })
+    };
+    bounded_array(raw, ANCESTORS, MAX_ANCESTORS)?.iter().map(ancestor).collect()
+}
+
+fn networks(raw: &Map<String, Value>) -> Result<Vec<IpNet>, Reason> {
+    let network =
+        |value: &Value| value.as_str().and_then(|text| text.parse().ok()).ok_or(Reason::ClaimMalformed);
+    match bounded_array(raw, NETWORKS, MAX_NETWORKS)? {
+        // An empty list would allow no network, or every one: nobody issues it.
+        [] if raw.contains_key(NETWORKS) => Err(Reason::ClaimMalformed),
+        entries => entries.iter().map(network).collect(),
     }
 }
 

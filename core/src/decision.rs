@@ -5,24 +5,36 @@
 
 use std::sync::Arc;
 
-use crate::claims::{Expectations, ValidClaims};
 use crate::freshness::Freshness;
-use crate::jws::UnverifiedToken;
-use crate::path;
-use crate::policy::{Access, OnStale, PolicySet, Rule, TokenRequirements};
+use crate::path::{self, NormalisedPath};
+use crate::policy::{Access, PolicySet, Route, Rule, StaleAction, TokenRequirements};
 use crate::reason::Reason;
 use crate::request::Request;
-use crate::revocation::{NotRevoked, RevocationIndex};
 use crate::time::UnixMillis;
-use crate::token::KeyedToken;
-pub use crate::token::SignedToken;
+pub use crate::token::AuthenticToken;
 use crate::view::View;
 
+mod authenticity;
+mod authorisation;
+mod binding;
 mod credential;
+mod memory;
 mod outcome;
+mod trace;
 
+use authenticity::authentic_token;
+use authorisation::{Authorised, LiveToken, ValidToken};
+use binding::BoundToken;
 use credential::Credential;
-pub use outcome::{Decision, Denial, Permit};
+pub use memory::{Known, Memory, NoMemory, ProofUse};
+pub use outcome::{Decision, Denial, Permit, Verdict};
+pub use trace::{NoTrace, Step, Trace};
+
+/// A credential that the control plane is to be asked about: SHA-256 over its text.
+pub type CredentialDigest = [u8; 32];
+
+/// How old a control plane's answer may be where a rule says `onStale: introspect`, in milliseconds.
+const INTROSPECTED_LATELY_MS: i64 = 5_000;
 
 /// The time of a decision.
 #[derive(Debug, Clone, Copy)]
@@ -31,182 +43,183 @@ pub struct Now {
     pub wall: UnixMillis,
     /// How old what the view knows is, by the thresholds of whoever holds it.
     pub freshness: Freshness,
+    /// That age, in milliseconds.
+    pub feed_age_ms: u64,
 }
 
-/// Tokens whose signature was verified before, so that it need not be again. Everything else is judged at each request.
-pub trait VerifiedTokens {
-    /// The verified form of exactly this token, if it was verified at this key generation.
-    fn get(&self, token: &str, key_generation: u64) -> Option<Arc<SignedToken>>;
-
-    /// Keeps a token that was verified at this key generation; or does not.
-    fn insert(&self, token: &str, key_generation: u64, signed: Arc<SignedToken>);
+/// Decides one request by what is known in `view` at `now`. Pure: equal arguments give equal verdicts, whatever `memory` kept of
+/// verified signatures. What an opaque credential stands for is the memory's to know; where it does not, the verdict says so,
+/// and the caller asks and decides again.
+pub fn decide(view: &View, memory: &impl Memory, request: &Request<'_>, now: Now) -> Verdict {
+    decide_traced(view, memory, request, now, &mut NoTrace)
 }
 
-/// Keeps nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoCache;
-
-impl VerifiedTokens for NoCache {
-    fn get(&self, _token: &str, _key_generation: u64) -> Option<Arc<SignedToken>> {
-        None
-    }
-
-    fn insert(&self, _token: &str, _key_generation: u64, _signed: Arc<SignedToken>) {}
-}
-
-/// Decides one request by what is known in `view` at `now`. Pure: equal arguments give equal decisions, whatever `cache` kept.
-pub fn decide(view: &View, cache: &impl VerifiedTokens, request: &Request<'_>, now: Now) -> Decision {
+/// As [`decide`], telling each step to `trace`.
+pub fn decide_traced(
+    view: &View,
+    memory: &impl Memory,
+    request: &Request<'_>,
+    now: Now,
+    trace: &mut impl Trace,
+) -> Verdict {
     // 1. Route: no rule, no permit.
-    let routed = match Routed::find(&view.policies, request) {
-        Ok(routed) => routed,
-        Err(reason) => return Decision::Denial(Denial::new(reason)),
-    };
-    let Access::Token(requirements) = &routed.rule.access else {
-        return routed.permit(None, now).map_err(|reason| routed.refuse(reason)).into();
-    };
-    // 2. Credential, then 3. token, 4. key, 5. signature.
-    let signed = Credential::read(request, &routed.rule.credential)
-        .and_then(|credential| signed_token(view, cache, credential));
-    let signed = match signed {
-        Ok(signed) => signed,
-        Err(reason) => return Decision::Denial(routed.refuse(reason)),
-    };
-    // 6. Claims, 7. revocation, 8. binding, 9. policy, 10. freshness: at every request, cached token or not.
-    ValidToken::check(&signed, requirements, now)
-        .and_then(|valid| LiveToken::check(valid, &view.revocations))
-        .and_then(BoundToken::check)
-        .and_then(|bound| Authorised::check(bound, requirements))
-        .and_then(|authorised| routed.permit(Some(authorised), now))
-        .map_err(|reason| routed.refuse_token(reason, requirements, &signed))
-        .into()
+    match Routed::find(&view.policies, request) {
+        Ok(routed) => routed.judge(view, memory, request, now, trace),
+        Err(reason) => {
+            trace.failed(Step::Route, reason);
+            Verdict::Decided(Decision::Denial(Denial::new(reason)))
+        }
+    }
+}
+
+/// What the policies in shadow mode would have decided, if one of their rules fits the request. Nothing is asked of the
+/// control plane for them, and no proof counts as used.
+pub fn decide_shadow(view: &View, memory: &impl Memory, request: &Request<'_>, now: Now) -> Option<Decision> {
+    let path = path::normalise(request.target).ok()?;
+    let route = view.policies.route_shadow(request, &path)?;
+    match (Routed { route, path }).judge(view, &memory::Unrecorded(memory), request, now, &mut NoTrace) {
+        Verdict::Decided(decision) => Some(decision),
+        Verdict::Introspect(_) => None,
+    }
 }
 
 /// A request for which one rule was found.
-#[derive(Debug, Clone, Copy)]
-struct Routed<'v> {
-    rule: &'v Arc<Rule>,
+#[derive(Debug)]
+struct Routed<'v, 'r> {
+    route: Route<'v>,
+    path: NormalisedPath<'r>,
 }
 
-impl<'v> Routed<'v> {
+impl<'v, 'r> Routed<'v, 'r> {
     /// Step 1: route. The rule is chosen by the normalised path; a request that no rule covers is refused.
-    fn find(policies: &'v PolicySet, request: &Request<'_>) -> Result<Self, Reason> {
+    fn find(policies: &'v PolicySet, request: &Request<'r>) -> Result<Self, Reason> {
         let path = path::normalise(request.target)?;
-        Ok(Self { rule: policies.route(request, &path)? })
+        Ok(Self { route: policies.route(request, &path)?, path })
+    }
+
+    fn rule(&self) -> &'v Arc<Rule> {
+        self.route.rule
+    }
+
+    fn judge(
+        &self,
+        view: &View,
+        memory: &impl Memory,
+        request: &Request<'_>,
+        now: Now,
+        trace: &mut impl Trace,
+    ) -> Verdict {
+        let rule = self.rule();
+        trace.passed(Step::Route, || {
+            format!("rule `{}` of policy `{}`, by path `{}`", rule.name, rule.policy, self.route.template())
+        });
+        let Access::Token(requirements) = &rule.access else {
+            trace.passed(Step::Credential, || "the rule asks for none".to_owned());
+            let permit = self.permit(None, now);
+            return Verdict::Decided(
+                permit.map_err(|reason| self.refuse(reason, trace, Step::Freshness)).into(),
+            );
+        };
+        // 2. Credential.
+        let credential = match Credential::read(request, &rule.credential) {
+            Ok(credential) => credential,
+            Err(reason) => return self.refuse(reason, trace, Step::Credential).into(),
+        };
+        trace.passed(Step::Credential, || credential.to_string());
+        // 3. Token, 4. key, 5. signature; or what the control plane said of an opaque credential.
+        let recent =
+            matches!(self.rule().on_stale, StaleAction::Introspect) && now.freshness == Freshness::Stale;
+        let oldest = recent.then(|| UnixMillis(now.wall.0.saturating_sub(INTROSPECTED_LATELY_MS)));
+        let token = match authentic_token(view, memory, &credential, requirements, now.wall, oldest) {
+            Ok(token) => token,
+            Err(authenticity::Halt::Refuse(reason)) => {
+                return self.refuse(reason, trace, Step::Authenticity).into();
+            }
+            Err(authenticity::Halt::Introspect(digest)) => {
+                trace.passed(Step::Authenticity, || "the control plane is to be asked".to_owned());
+                return Verdict::Introspect(digest);
+            }
+        };
+        trace.passed(Step::Authenticity, || {
+            let by = if token.kid.is_empty() { "introspection" } else { "signature" };
+            format!("issuer `{}`, by {by}", token.issuer.name())
+        });
+        let judged = self.judge_token(&token, &credential, requirements, view, memory, request, now, trace);
+        Verdict::Decided(judged.map_err(|denial| denial.about(&token)).into())
+    }
+
+    /// Steps 6 to 10: at every request, whether the token was known or not.
+    #[expect(clippy::too_many_arguments, reason = "all that a token is judged by")]
+    fn judge_token(
+        &self,
+        token: &Arc<AuthenticToken>,
+        credential: &Credential<'_>,
+        requirements: &TokenRequirements,
+        view: &View,
+        memory: &impl Memory,
+        request: &Request<'_>,
+        now: Now,
+        trace: &mut impl Trace,
+    ) -> Result<Permit, Denial> {
+        // 6. Claims, 7. revocation.
+        let valid = ValidToken::check(token, requirements, now.wall)
+            .map_err(|reason| self.refuse(reason, trace, Step::Claims))?;
+        trace.passed(Step::Claims, || "issuer, audience and times fit".to_owned());
+        let live = LiveToken::check(valid, &view.revocations)
+            .map_err(|reason| self.refuse(reason, trace, Step::Revocation))?;
+        trace.passed(Step::Revocation, || "nothing known revokes it".to_owned());
+        // 8. Binding.
+        let bound = BoundToken::check(live, credential, requirements, memory, request, now.wall)
+            .map_err(|reason| self.refuse(reason, trace, Step::Binding).with_nonce(memory, now.wall))?;
+        trace.passed(Step::Binding, || bound.to_string());
+        // 9. Policy.
+        let facts = authorisation::RequestFacts::new(request, &self.route, &self.path, token, now.wall);
+        let authorised = Authorised::check(bound, requirements, &facts).map_err(|reason| {
+            let denial = self.refuse(reason, trace, Step::Policy);
+            if reason == Reason::ScopeInsufficient {
+                denial.lacking_scopes(requirements, token)
+            } else {
+                denial
+            }
+        })?;
+        trace.passed(Step::Policy, || "scopes and condition hold".to_owned());
+        // 10. Freshness. A proof counts as used when nothing else refuses.
+        let used = authorised.use_proof(memory, now.wall);
+        let used = used.map_err(|reason| self.refuse(reason, trace, Step::Binding))?;
+        let permit = self
+            .permit(Some((used, credential)), now)
+            .map_err(|reason| self.refuse(reason, trace, Step::Freshness))?;
+        trace.passed(Step::Freshness, || format!("the state is {}", now.freshness));
+        Ok(permit)
     }
 
     /// Step 10: freshness. Knowledge that is stale permits only where the rule says so.
-    fn permit(self, authorised: Option<Authorised<'_>>, now: Now) -> Result<Permit, Reason> {
-        let freshness = now.freshness;
-        if freshness == Freshness::Stale && self.rule.on_stale == OnStale::Deny {
-            return Err(Reason::Stale);
+    fn permit(
+        &self,
+        token: Option<(authorisation::Used<'_>, &Credential<'_>)>,
+        now: Now,
+    ) -> Result<Permit, Reason> {
+        let introspected = token.as_ref().is_some_and(|(used, _)| used.token().learnt_at.is_some());
+        if now.freshness == Freshness::Stale {
+            let stays = match self.rule().on_stale {
+                StaleAction::Deny => false,
+                // Step 3 took a recent answer only.
+                StaleAction::Introspect => introspected,
+                StaleAction::Allow(bound) => {
+                    bound.is_none_or(|seconds| now.feed_age_ms <= u64::from(seconds) * 1_000)
+                }
+            };
+            if !stays {
+                return Err(Reason::Stale);
+            }
         }
-        Ok(Permit::new(
-            self.rule,
-            authorised.map(|authorised| Arc::clone(authorised.bound.live.valid.signed)),
-            freshness,
-        ))
+        let source = token.as_ref().map(|(_, credential)| credential.source());
+        let token = token.map(|(used, _)| Arc::clone(used.token()));
+        Ok(Permit::new(Arc::clone(self.rule()), token, source, now.freshness))
     }
 
-    fn refuse(self, reason: Reason) -> Denial {
-        Denial::by_rule(reason, self.rule)
-    }
-
-    fn refuse_token(
-        self,
-        reason: Reason,
-        requirements: &TokenRequirements,
-        signed: &Arc<SignedToken>,
-    ) -> Denial {
-        let denial = self.refuse(reason).about(signed);
-        if reason == Reason::ScopeInsufficient { denial.lacking_scopes(requirements, signed) } else { denial }
-    }
-}
-
-/// Steps 3 to 5: token, key, signature. A verified token is taken from the cache, where it lies under its whole text and the
-/// generation of the keys; so a removed key is no longer believed.
-fn signed_token(
-    view: &View,
-    cache: &impl VerifiedTokens,
-    credential: Credential<'_>,
-) -> Result<Arc<SignedToken>, Reason> {
-    if let Some(signed) = cache.get(credential.token(), view.key_generation) {
-        return Ok(signed);
-    }
-    let unverified = UnverifiedToken::parse(credential.token())?;
-    let keyed = KeyedToken::select(unverified, &view.issuers)?;
-    let signed = Arc::new(keyed.verify()?);
-    cache.insert(credential.token(), view.key_generation, Arc::clone(&signed));
-    Ok(signed)
-}
-
-/// A signed token that is in time, from an accepted issuer, and meant for us.
-#[derive(Debug)]
-struct ValidToken<'t> {
-    signed: &'t Arc<SignedToken>,
-    _claims: ValidClaims<'t>,
-}
-
-impl<'t> ValidToken<'t> {
-    /// Step 6: issuer, audience, expiry, not-before and issuance, with the rule's clock skew.
-    fn check(signed: &'t Arc<SignedToken>, rule: &TokenRequirements, now: Now) -> Result<Self, Reason> {
-        let claims = signed.claims.validate(Expectations {
-            issuers: &rule.issuers,
-            audiences: &rule.audiences,
-            clock_skew: rule.clock_skew,
-            now: now.wall,
-        })?;
-        Ok(Self { signed, _claims: claims })
-    }
-}
-
-/// A valid token that nothing known revokes.
-#[derive(Debug)]
-struct LiveToken<'t> {
-    valid: ValidToken<'t>,
-    _evidence: NotRevoked,
-}
-
-impl<'t> LiveToken<'t> {
-    /// Step 7: token, key, session, subject and actors, client, realm, issuer.
-    fn check(valid: ValidToken<'t>, revocations: &RevocationIndex) -> Result<Self, Reason> {
-        let evidence = revocations.check(&valid.signed.ids, valid.signed.claims.issued_at)?;
-        Ok(Self { valid, _evidence: evidence })
-    }
-}
-
-/// A live token in the hands of whom it was bound to.
-#[derive(Debug)]
-struct BoundToken<'t> {
-    live: LiveToken<'t>,
-}
-
-impl<'t> BoundToken<'t> {
-    /// Step 8: binding. A bearer passes. A bound token is refused, because no proof can be checked yet, and to take it for a
-    /// bearer token would give away what the binding protects.
-    fn check(live: LiveToken<'t>) -> Result<Self, Reason> {
-        match live.valid.signed.claims.confirmation {
-            None => Ok(Self { live }),
-            Some(_) => Err(Reason::BindingUnsupported),
-        }
-    }
-}
-
-/// A bound token that has what the rule asks for.
-#[derive(Debug)]
-struct Authorised<'t> {
-    bound: BoundToken<'t>,
-}
-
-impl<'t> Authorised<'t> {
-    /// Step 9: scopes, each of `all` and one of `any`.
-    fn check(bound: BoundToken<'t>, rule: &TokenRequirements) -> Result<Self, Reason> {
-        let signed = bound.live.valid.signed;
-        let has = |scope: &String| signed.claims.scope.contains(scope);
-        let has_any = rule.any_scopes.is_empty() || rule.any_scopes.iter().any(has);
-        if has_any && rule.all_scopes.iter().all(has) {
-            Ok(Self { bound })
-        } else {
-            Err(Reason::ScopeInsufficient)
-        }
+    fn refuse(&self, reason: Reason, trace: &mut impl Trace, step: Step) -> Denial {
+        trace.failed(step, reason);
+        Denial::by_rule(reason, self.rule())
     }
 }

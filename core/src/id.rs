@@ -22,12 +22,23 @@ pub enum IdKind {
     Issuer = 5,
     /// A signing key; the value is its `kid`.
     Key = 6,
+    /// What was learnt of an opaque token. The ids are those of kind [`IdKind::Token`]; their watermarks revoke nothing, but
+    /// say since when another answer may be had.
+    Introspection = 7,
 }
 
 impl IdKind {
     /// Every kind, by its number.
-    pub const ALL: [Self; 7] =
-        [Self::Token, Self::Session, Self::Subject, Self::Client, Self::Realm, Self::Issuer, Self::Key];
+    pub const ALL: [Self; 8] = [
+        Self::Token,
+        Self::Session,
+        Self::Subject,
+        Self::Client,
+        Self::Realm,
+        Self::Issuer,
+        Self::Key,
+        Self::Introspection,
+    ];
 
     /// The kind of that number.
     pub fn from_number(number: u8) -> Option<Self> {
@@ -97,6 +108,6 @@ mod tests {
         for kind in IdKind::ALL {
             assert_eq!(IdKind::from_number(kind as u8), Some(kind));
         }
-        assert_eq!(IdKind::from_number(7), None);
+        assert_eq!(IdKind::from_number(8), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Public JSON Web Keys (RFC 7517, RFC 7518 §6, RFC 8037) to and from DER SubjectPublicKeyInfo.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rsa::PublicKeyComponents;
 use aws_lc_rs::signature::{self, ParsedPublicKey, VerificationAlgorithm};
@@ -84,6 +85,29 @@ pub fn spki_from_jwk(jwk: &Value) -> Result<PublicJwk, JwkError> {
         return Err(refuse("alg", "does not fit the key's type and curve"));
     }
     Ok(PublicJwk { kid: text("kid")?.map(str::to_owned), algorithm: implied, spki })
+}
+
+/// The thumbprint of a public key (RFC 7638): the base64url of SHA-256 over its required members in their one order. `None` for
+/// what [`spki_from_jwk`] would refuse too.
+pub fn thumbprint(jwk: &Value) -> Option<String> {
+    let required: &[&str] = match jwk.get("kty")?.as_str()? {
+        "EC" => &["crv", "kty", "x", "y"],
+        "OKP" => &["crv", "kty", "x"],
+        "RSA" => &["e", "kty", "n"],
+        _ => return None,
+    };
+    let mut text = String::from("{");
+    for (at, member) in required.iter().enumerate() {
+        let value = jwk.get(member)?.as_str()?;
+        // Base64url and curve names need no escaping; anything else would not have been read as a key.
+        if !value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
+            return None;
+        }
+        text.push_str(if at == 0 { "" } else { "," });
+        text.push_str(&format!("\"{member}\":\"{value}\""));
+    }
+    text.push('}');
+    Some(base64url::encode(digest(&SHA256, text.as_bytes()).as_ref()))
 }
 
 /// The JWK of a key that [`crate::key::VerificationKey::from_spki`] accepted, with `use` and `alg`; `None` for other bytes.
@@ -195,6 +219,22 @@ mod tests {
             let read = spki_from_jwk(&jwk).unwrap();
             assert_eq!(read, PublicJwk { kid: Some("k1".into()), algorithm, spki: spki.clone() });
             VerificationKey::from_spki("k1", algorithm, &spki, KeyState::Active).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_thumbprint_is_that_of_rfc_7638() {
+        let jwk = json!({
+            "kty": "RSA", "alg": "RS256", "kid": "2011-04-29", "e": "AQAB",
+            "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw",
+        });
+        assert_eq!(thumbprint(&jwk).unwrap(), "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs");
+        for changed in [
+            json!({"kty": "oct", "k": "AQ"}),
+            json!({"kty": "RSA", "e": "AQAB"}),
+            json!({"kty": "EC", "crv": "\"", "x": "", "y": ""}),
+        ] {
+            assert_eq!(thumbprint(&changed), None);
         }
     }
 

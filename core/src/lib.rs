@@ -4,6 +4,7 @@
 //! reproduced from its inputs. [`decision::decide`] is the way in; it reads top to bottom like its specification.
 
 pub mod base64url;
+pub mod binding;
 pub mod claims;
 pub mod decision;
 pub mod freshness;
@@ -12,6 +13,7 @@ pub mod json;
 pub mod jwk;
 pub mod jws;
 pub mod key;
+pub mod opaque;
 pub mod path;
 pub mod policy;
 pub mod reason;

@@ -28,7 +28,7 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $status,)+ }
             }
 
-            /// The `error` of the `WWW-Authenticate` challenge (RFC 6750 §3.1); `None` where the challenge carries none,
+            /// The `error` of the `WWW-Authenticate` challenge (RFC 6750 §3.1, RFC 9449 §12.2); `None` where the challenge carries none,
             /// because no credential was sent or because the fault is not the credential's.
             pub const fn error(self) -> Option<&'static str> {
                 match self { $(Self::$variant => $error,)+ }
@@ -46,6 +46,9 @@ macro_rules! reasons {
 const INVALID_REQUEST: Option<&str> = Some("invalid_request");
 const INVALID_TOKEN: Option<&str> = Some("invalid_token");
 const INSUFFICIENT_SCOPE: Option<&str> = Some("insufficient_scope");
+/// RFC 9449 §12.2 and §9.
+const INVALID_PROOF: Option<&str> = Some("invalid_dpop_proof");
+const USE_NONCE: Option<&str> = Some("use_dpop_nonce");
 
 reasons! {
     /// The request itself is not well formed: its host, its method or its target.
@@ -61,6 +64,9 @@ reasons! {
     CredentialMultiple => "credential_multiple", 401, INVALID_REQUEST, "The request carries more than one credential.";
     /// The credential's header does not follow `scheme SP token68` (RFC 6750 §2.1).
     CredentialMalformed => "credential_malformed", 401, INVALID_REQUEST, "The credential's header is not well formed.";
+
+    /// The rule does not accept credentials of this kind (JWT, opaque access token, API key).
+    CredentialKindRefused => "credential_kind_refused", 401, INVALID_TOKEN, "Credentials of this kind are not accepted here.";
 
     /// The token is longer than any that is accepted.
     TokenTooLarge => "token_too_large", 401, INVALID_TOKEN, "The token is larger than the limit.";
@@ -84,6 +90,15 @@ reasons! {
     /// The signature does not verify.
     SignatureInvalid => "signature_invalid", 401, INVALID_TOKEN, "The token's signature is not valid.";
 
+    /// The control plane does not know the opaque credential, or says that it is no longer valid (RFC 7662 §2.2).
+    TokenInactive => "token_inactive", 401, INVALID_TOKEN, "The token is not active.";
+    /// What the opaque credential stands for is not known here, and the control plane did not answer in time.
+    IntrospectionTimeout => "introspection_timeout", 503, None, "The token could not be looked up in time.";
+    /// As above, and NATS or the control plane is away or answers what is not believed.
+    IntrospectionUnavailable => "introspection_unavailable", 503, None, "The token could not be looked up.";
+    /// As above, and too many look-ups are under way.
+    IntrospectionOverload => "introspection_overload", 503, None, "Too many tokens are being looked up.";
+
     /// A claim that an access token must have is missing (RFC 9068 §2.2).
     ClaimMissing => "claim_missing", 401, INVALID_TOKEN, "The token lacks a required claim.";
     /// A claim has the wrong type or form.
@@ -101,6 +116,8 @@ reasons! {
 
     /// The token itself is revoked.
     RevokedToken => "revoked_token", 401, INVALID_TOKEN, "The token has been revoked.";
+    /// A token that this one was derived from is revoked (RFC 8693).
+    RevokedAncestor => "revoked_ancestor", 401, INVALID_TOKEN, "A token that this one was derived from has been revoked.";
     /// The token's session (its family) is revoked.
     RevokedSession => "revoked_session", 401, INVALID_TOKEN, "The token's session has been revoked.";
     /// Tokens of the subject up to an instant are revoked.
@@ -115,9 +132,46 @@ reasons! {
     RevokedKey => "revoked_key", 401, INVALID_TOKEN, "The token's signing key has been revoked.";
 
     /// The token is bound to a key (`cnf`, RFC 7800 §3.1) in a way that cannot be checked here.
-    BindingUnsupported => "binding_unsupported", 401, INVALID_TOKEN, "The token is bound to a key, and the proof of it cannot be checked here.";
+    BindingUnsupported => "binding_unsupported", 401, INVALID_TOKEN, "The token is bound to a key in a way that cannot be checked here.";
+    /// The rule takes bound tokens only, and this one is not, or in another way.
+    BindingRequired => "binding_required", 401, INVALID_TOKEN, "The token must be bound to a key.";
+    /// A token bound to a DPoP key came as a bearer token (RFC 9449 §7.2), or one that is not bound came as `DPoP`.
+    SchemeMismatch => "scheme_mismatch", 401, INVALID_TOKEN, "The authentication scheme does not fit the token's binding.";
+    /// The token needs a DPoP proof, and the request has none (RFC 9449 §7.1).
+    ProofMissing => "dpop_proof_missing", 401, INVALID_PROOF, "The request carries no DPoP proof.";
+    /// More than one DPoP proof (RFC 9449 §4.3).
+    ProofMultiple => "dpop_proof_multiple", 401, INVALID_PROOF, "The request carries more than one DPoP proof.";
+    /// The DPoP proof is not well formed, or of another type, algorithm or key than is allowed (RFC 9449 §4.2).
+    ProofMalformed => "dpop_proof_malformed", 401, INVALID_PROOF, "The DPoP proof is not well formed.";
+    /// The proof's signature does not verify.
+    ProofSignatureInvalid => "dpop_signature_invalid", 401, INVALID_PROOF, "The DPoP proof's signature is not valid.";
+    /// The proof is for another method or URI (RFC 9449 §4.3).
+    ProofRequestMismatch => "dpop_request_mismatch", 401, INVALID_PROOF, "The DPoP proof is for another request.";
+    /// The proof is for another token, or made with another key than the token is bound to.
+    ProofTokenMismatch => "dpop_token_mismatch", 401, INVALID_PROOF, "The DPoP proof does not belong to the token.";
+    /// The proof was made too long ago, or lies in the future.
+    ProofExpired => "dpop_proof_expired", 401, INVALID_PROOF, "The DPoP proof was not made just now.";
+    /// The proof was used before (RFC 9449 §11.1).
+    ProofReplayed => "dpop_proof_replayed", 401, INVALID_PROOF, "The DPoP proof has been used before.";
+    /// The rule asks for a nonce of ours in the proof, which lacks it or has an old one (RFC 9449 §9).
+    NonceRequired => "dpop_nonce_required", 401, USE_NONCE, "The DPoP proof needs the nonce that comes with this answer.";
+    /// As many proofs are remembered as fit; one more could be used twice.
+    ProofsExhausted => "dpop_replay_cache_full", 503, None, "Too many DPoP proofs are being remembered.";
+    /// The token is bound to a client certificate, and the connection shows none (RFC 8705 §3).
+    CertificateMissing => "certificate_missing", 401, INVALID_TOKEN, "The token needs a client certificate, and none was presented.";
+    /// The client certificate cannot be read, or there is more than one.
+    CertificateMalformed => "certificate_malformed", 401, INVALID_TOKEN, "The client certificate cannot be read.";
+    /// The client certificate is not the one that the token is bound to.
+    CertificateMismatch => "certificate_mismatch", 401, INVALID_TOKEN, "The token is bound to another client certificate.";
+    /// The credential may be used from certain networks only, and this is none of them.
+    NetworkRefused => "network_refused", 403, None, "The credential must not be used from this network.";
+
     /// The token lacks a scope that the rule asks for.
     ScopeInsufficient => "scope_insufficient", 403, INSUFFICIENT_SCOPE, "The token lacks a required scope.";
+    /// The rule's condition does not hold.
+    ConditionFalse => "condition_false", 403, None, "The rule's condition does not hold.";
+    /// The rule's condition could not be evaluated: a claim that it asks for is missing or of another type.
+    ConditionFault => "condition_fault", 403, None, "The rule's condition could not be evaluated.";
 
     /// What is known of revocations is too old, and the rule does not allow that.
     Stale => "stale", 503, None, "Revocation data is too old to decide by.";
@@ -125,6 +179,24 @@ reasons! {
     NotReady => "not_ready", 503, None, "The validator has not loaded a verified state yet.";
     /// A fault of ours. Neither a judgement on the token nor a permit.
     Internal => "internal", 503, None, "The validator failed to decide.";
+}
+
+impl Reason {
+    /// Whether a DPoP proof was refused or is missing (RFC 9449 §7.1): the challenge is of that scheme.
+    pub const fn is_of_proof(self) -> bool {
+        matches!(
+            self,
+            Self::ProofMissing
+                | Self::ProofMultiple
+                | Self::ProofMalformed
+                | Self::ProofSignatureInvalid
+                | Self::ProofRequestMismatch
+                | Self::ProofTokenMismatch
+                | Self::ProofExpired
+                | Self::ProofReplayed
+                | Self::NonceRequired
+        )
+    }
 }
 
 impl fmt::Display for Reason {
@@ -153,7 +225,13 @@ mod tests {
         for reason in Reason::ALL {
             let accepted: &[Option<&str>] = match reason.status() {
                 400 => &[Some("invalid_request")],
-                401 => &[None, Some("invalid_token"), Some("invalid_request")],
+                401 => &[
+                    None,
+                    Some("invalid_token"),
+                    Some("invalid_request"),
+                    Some("invalid_dpop_proof"),
+                    Some("use_dpop_nonce"),
+                ],
                 403 => &[None, Some("insufficient_scope")],
                 503 => &[None],
                 status => panic!("{reason}: {status}"),

@@ -84,8 +84,11 @@ impl RevocationIndex {
             return Err(Reason::RevokedToken);
         }
         // A revoked key may have signed anything, with any `iat`: for it the instant does not count.
-        if self.watermark(IdKind::Key, &ids.key).is_some() {
+        if ids.key.is_some_and(|key| self.watermark(IdKind::Key, &key).is_some()) {
             return Err(Reason::RevokedKey);
+        }
+        if ids.ancestors.iter().any(|(bucket, id)| self.is_token_revoked(*bucket, id)) {
+            return Err(Reason::RevokedAncestor);
         }
         let scopes = [
             (IdKind::Token, ids.token.as_slice(), Reason::RevokedToken),
@@ -102,6 +105,11 @@ impl RevocationIndex {
             }
         }
         Ok(NotRevoked(()))
+    }
+
+    /// Whether what was learnt of the opaque token `id` at `learnt_at` has changed since.
+    pub fn is_out_of_date(&self, id: &Id, learnt_at: UnixMillis) -> bool {
+        self.watermark(IdKind::Introspection, id).is_some_and(|instant| instant >= learnt_at)
     }
 
     /// Forgets the tokens of every bucket before `bucket`, except those of unknown expiry. Only the writer knows when no

@@ -1,8 +1,11 @@
 //! The evidence that a token gathers on its way: each type is made from the one before, and only by its check.
 //!
-//! [`UnverifiedToken`] → [`KeyedToken`] (its issuer is trusted and has the key) → [`SignedToken`] (that key signed it).
+//! [`UnverifiedToken`] → [`KeyedToken`] (its issuer is trusted and has the key) → [`AuthenticToken`] (that key signed it). An opaque
+//! credential becomes an [`AuthenticToken`] by what the control plane says of it.
 
 use std::sync::Arc;
+
+use serde_json::{Map, Value};
 
 use crate::claims::Claims;
 use crate::id::{Id, IdKind};
@@ -10,6 +13,7 @@ use crate::jws::UnverifiedToken;
 use crate::key::{Issuer, Issuers, VerificationKey};
 use crate::reason::Reason;
 use crate::revocation::Bucket;
+use crate::time::UnixMillis;
 
 /// A token whose issuer is trusted and has the key that it names, pinned to the algorithm that it claims.
 #[derive(Debug)]
@@ -36,26 +40,30 @@ impl<'a> KeyedToken<'a> {
     }
 
     /// Verifies the signature, then types the claims.
-    pub fn verify(self) -> Result<SignedToken, Reason> {
+    pub fn verify(self) -> Result<AuthenticToken, Reason> {
         self.key
             .verify(self.token.signing_input(), self.token.signature())
             .map_err(|_| Reason::SignatureInvalid)?;
-        SignedToken::new(self.issuer, self.key.shared_kid(), Claims::from_object(self.token.into_claims())?)
+        let claims = Claims::from_object(self.token.into_claims())?;
+        AuthenticToken::new(self.issuer, self.key.shared_kid(), claims, None)
     }
 }
 
-/// A token that a trusted key signed, with typed claims. Whether it is in time, meant for us or revoked is still open, so
-/// that it can be kept and judged again at each request.
+/// A token that a trusted key signed, or that the control plane vouched for, with typed claims. Whether it is in time, meant
+/// for us or revoked is still open, so that it can be kept and judged again at each request.
 #[derive(Debug, Clone)]
-pub struct SignedToken {
+#[non_exhaustive]
+pub struct AuthenticToken {
     /// Who issued it.
     pub issuer: Arc<Issuer>,
-    /// The key that verified it.
+    /// The key that verified it; empty for an opaque one.
     pub kid: Arc<str>,
     /// Its claims.
     pub claims: Claims,
     /// What revocations name it by.
     pub ids: TokenIds,
+    /// For an opaque one: the control plane's instant of its answer.
+    pub learnt_at: Option<UnixMillis>,
 }
 
 /// The ids under which a token may be revoked.
@@ -65,6 +73,8 @@ pub struct TokenIds {
     pub bucket: Bucket,
     /// The token, if it has a `jti`.
     pub token: Option<Id>,
+    /// The tokens that it was derived from, each with the bucket of its own expiry.
+    pub ancestors: Vec<(Bucket, Id)>,
     /// Its session, if it belongs to one.
     pub session: Option<Id>,
     /// Its subject, and those of its actors, each within its own issuer.
@@ -75,18 +85,35 @@ pub struct TokenIds {
     pub realm: Option<Id>,
     /// Its issuer.
     pub issuer: Id,
-    /// The key that signed it.
-    pub key: Id,
+    /// The key that signed it; none for an opaque one.
+    pub key: Option<Id>,
 }
 
-impl SignedToken {
-    fn new(issuer: Arc<Issuer>, kid: Arc<str>, claims: Claims) -> Result<Self, Reason> {
+impl AuthenticToken {
+    /// What the control plane says that an opaque credential stands for, at the instant `learnt_at` of its clock. Whoever calls
+    /// this has verified that it is the control plane's answer. The issuer must be one of its realms.
+    pub fn introspected(
+        claims: Map<String, Value>,
+        issuers: &Issuers,
+        learnt_at: UnixMillis,
+    ) -> Result<Self, Reason> {
+        let claims = Claims::from_object(claims)?;
+        let issuer = issuers.get(&claims.issuer).filter(|issuer| issuer.realm().is_some());
+        Self::new(Arc::clone(issuer.ok_or(Reason::IssuerUnknown)?), "".into(), claims, Some(learnt_at))
+    }
+
+    fn new(
+        issuer: Arc<Issuer>,
+        kid: Arc<str>,
+        claims: Claims,
+        learnt_at: Option<UnixMillis>,
+    ) -> Result<Self, Reason> {
         // RFC 9068 §2.2 requires both, and our realms issue nothing else. An external issuer need not follow it.
         if issuer.realm().is_some() && (claims.client_id.is_none() || claims.jti.is_none()) {
             return Err(Reason::ClaimMissing);
         }
         let ids = TokenIds::of(&issuer, &kid, &claims);
-        Ok(Self { issuer, kid, claims, ids })
+        Ok(Self { issuer, kid, claims, ids, learnt_at })
     }
 }
 
@@ -97,12 +124,19 @@ impl TokenIds {
         Self {
             bucket: Bucket::of_expiry(claims.expires_at),
             token: optional(IdKind::Token, &claims.jti),
+            ancestors: claims
+                .ancestors
+                .iter()
+                .map(|ancestor| {
+                    (Bucket::of_expiry(ancestor.expires_at), Id::of(IdKind::Token, name, &ancestor.jti))
+                })
+                .collect(),
             session: optional(IdKind::Session, &claims.session),
             subjects: subject_ids(name, claims),
             client: optional(IdKind::Client, &claims.client_id),
             realm: issuer.realm().map(|realm| Id::of(IdKind::Realm, "", realm)),
             issuer: Id::of(IdKind::Issuer, "", name),
-            key: Id::of(IdKind::Key, name, kid),
+            key: (!kid.is_empty()).then(|| Id::of(IdKind::Key, name, kid)),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use atm_core::decision::{Decision, NoCache, Now, Permit, SignedToken, VerifiedTokens, decide};
+use atm_core::decision::{AuthenticToken, Decision, Memory, NoMemory, Now, Permit, decide};
 use atm_core::freshness::Freshness;
 use atm_core::id::{Id, IdKind};
 use atm_core::key::{Algorithm, Issuer, KeyState};
@@ -37,12 +37,12 @@ fn view(signer: &Signer) -> View {
 }
 
 fn now() -> Now {
-    Now { wall: UnixMillis::from_seconds(NOW), freshness: Freshness::Fresh }
+    Now { wall: UnixMillis::from_seconds(NOW), freshness: Freshness::Fresh, feed_age_ms: 0 }
 }
 
 fn decide_with(
     view: &View,
-    cache: &impl VerifiedTokens,
+    memory: &impl Memory,
     method: &str,
     target: &str,
     values: &[&str],
@@ -50,11 +50,12 @@ fn decide_with(
 ) -> Decision {
     let headers: Vec<(&str, &[u8])> =
         values.iter().map(|value| ("authorization", value.as_bytes())).collect();
-    decide(view, cache, &Request { method, host: "api", target, headers: &headers, extensions: &[] }, now)
+    let request = Request { method, host: "api", target, headers: &headers, ..Request::default() };
+    decide(view, memory, &request, now).or(Reason::Internal)
 }
 
 fn outcome(view: &View, method: &str, target: &str, values: &[&str]) -> Result<Permit, Reason> {
-    match decide_with(view, &NoCache, method, target, values, now()) {
+    match decide_with(view, &NoMemory, method, target, values, now()) {
         Decision::Permit(permit) => Ok(permit),
         Decision::Denial(denial) => Err(denial.reason),
     }
@@ -69,8 +70,8 @@ fn with_claims(signer: &Signer, changes: Value) -> Result<Permit, Reason> {
 fn a_good_token_passes_and_the_permit_says_whose_it_is() {
     let signer = Signer::new("k1");
     let permit = with_claims(&signer, json!({})).unwrap();
-    assert_eq!((&*permit.policy, permit.rule, &*permit.rule_name), ("orders", 0, "read"));
-    assert_eq!((&*permit.credential_header, permit.forward_token), ("authorization", true));
+    assert_eq!((&*permit.rule.policy, permit.rule.index, &*permit.rule.name), ("orders", 0, "read"));
+    assert!(permit.stripped().is_empty());
     assert_eq!(permit.freshness, Freshness::Fresh);
     let token = permit.token.unwrap();
     assert_eq!((token.claims.subject.as_str(), &*token.kid), ("alice", "k1"));
@@ -192,8 +193,17 @@ fn step_6_claims_are_judged() {
 
 #[test]
 fn step_8_a_bound_token_is_no_bearer_token() {
-    let changes = json!({"cnf": {"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}});
-    assert_eq!(with_claims(&Signer::new("k1"), changes).unwrap_err(), Reason::BindingUnsupported);
+    let thumbprint = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I";
+    for (confirmation, reason) in [
+        (json!({"jkt": thumbprint}), Reason::SchemeMismatch),
+        (json!({"x5t#S256": thumbprint}), Reason::CertificateMissing),
+        (json!({"jwk": {}}), Reason::BindingUnsupported),
+        (json!({}), Reason::BindingUnsupported),
+        (json!({"jkt": "short"}), Reason::ClaimMalformed),
+    ] {
+        let changes = json!({ "cnf": confirmation });
+        assert_eq!(with_claims(&Signer::new("k1"), changes.clone()).unwrap_err(), reason, "{changes}");
+    }
 }
 
 #[test]
@@ -210,16 +220,19 @@ fn step_9_scopes_are_asked_for_and_named() {
             "The token needs one of the scopes: orders.write orders.admin.",
         ),
     ] {
-        let Decision::Denial(denial) = decide_with(&view, &NoCache, method, "/orders/1", &[&bearer], now())
+        let Decision::Denial(denial) = decide_with(&view, &NoMemory, method, "/orders/1", &[&bearer], now())
         else {
             panic!("{method} was permitted");
         };
         assert_eq!(denial.reason, Reason::ScopeInsufficient);
-        assert_eq!(denial.scope, scope);
+        assert_eq!(denial.scope().collect::<Vec<_>>(), scope);
         assert_eq!(denial.detail.as_deref(), Some(detail));
         assert_eq!(
-            (denial.policy.as_deref(), denial.jti(), denial.client_id()),
-            (Some("orders"), Some("jti-1"), Some("shop"))
+            (
+                denial.rule.map(|rule| rule.policy.to_string()).as_deref(),
+                denial.token.unwrap().claims.jti.as_deref()
+            ),
+            (Some("orders"), Some("jti-1"))
         );
     }
     let either = format!("Bearer {}", signer.sign(&claims(json!({"scope": "orders.admin"}))));
@@ -239,7 +252,7 @@ fn step_10_each_rule_says_what_stale_means() {
         (Freshness::Stale, "/healthz", &[], Ok(Freshness::Stale)),
         (Freshness::Stale, "/strict-health", &[], Err(Reason::Stale)),
     ] {
-        let found = match decide_with(&view, &NoCache, "GET", target, values, Now { freshness, ..now() }) {
+        let found = match decide_with(&view, &NoMemory, "GET", target, values, Now { freshness, ..now() }) {
             Decision::Permit(permit) => Ok(permit.freshness),
             Decision::Denial(denial) => Err(denial.reason),
         };
@@ -258,18 +271,18 @@ fn a_rule_that_asks_for_no_token_looks_at_none() {
 /// A cache that keeps everything, and counts what it was asked for.
 #[derive(Default)]
 struct KeepAll {
-    tokens: RefCell<HashMap<(String, u64), Arc<SignedToken>>>,
+    tokens: RefCell<HashMap<(String, u64), Arc<AuthenticToken>>>,
     hits: Cell<usize>,
 }
 
-impl VerifiedTokens for KeepAll {
-    fn get(&self, token: &str, key_generation: u64) -> Option<Arc<SignedToken>> {
+impl Memory for KeepAll {
+    fn verified(&self, token: &str, key_generation: u64) -> Option<Arc<AuthenticToken>> {
         let found = self.tokens.borrow().get(&(token.to_owned(), key_generation)).cloned();
         self.hits.set(self.hits.get() + usize::from(found.is_some()));
         found
     }
 
-    fn insert(&self, token: &str, key_generation: u64, signed: Arc<SignedToken>) {
+    fn keep_verified(&self, token: &str, key_generation: u64, signed: Arc<AuthenticToken>) {
         self.tokens.borrow_mut().insert((token.to_owned(), key_generation), signed);
     }
 }
@@ -330,7 +343,7 @@ proptest! {
     ) {
         let view = View { policies: Arc::new(policies("    - { paths: ['/{rest...}', '/'] }")), ..View::default() };
         let headers: Vec<(&str, &[u8])> = headers.iter().map(|(name, value)| (*name, value.as_slice())).collect();
-        let request = Request { method: &method, host: &host, target: &target, headers: &headers, extensions: &[] };
-        prop_assert!(matches!(decide(&view, &NoCache, &request, now()), Decision::Denial(_)));
+        let request = Request { method: &method, host: &host, target: &target, headers: &headers, ..Request::default() };
+        prop_assert!(matches!(decide(&view, &NoMemory, &request, now()).or(Reason::Internal), Decision::Denial(_)));
     }
 }

@@ -12,8 +12,8 @@ use support::policies;
 
 fn routed(set: &atm_core::policy::PolicySet, host: &str, target: &str) -> Result<String, Reason> {
     let path = normalise(target)?;
-    let request = Request { method: "GET", host, target, headers: &[], extensions: &[] };
-    set.route(&request, &path).map(|rule| rule.name.to_string())
+    let request = Request { method: "GET", host, target, ..Request::default() };
+    set.route(&request, &path).map(|route| route.rule.name.to_string())
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use atm_core::decision::{Decision, NoCache, Now, decide};
+use atm_core::decision::{Decision, NoMemory, Now, decide};
 use atm_core::freshness::Freshness;
 use atm_core::id::{Id, IdKind};
 use atm_core::key::{Issuer, KeyState};
@@ -39,13 +39,16 @@ impl Bench {
         let view = View { revocations, ..self.view.clone() };
         let value = format!("Bearer {token}");
         let headers = [("authorization", value.as_bytes())];
-        let request = Request { method: "GET", host: "h", target: "/", headers: &headers, extensions: &[] };
+        let request =
+            Request { method: "GET", host: "h", target: "/", headers: &headers, ..Request::default() };
         match decide(
             &view,
-            &NoCache,
+            &NoMemory,
             &request,
-            Now { wall: UnixMillis::from_seconds(NOW), freshness: Freshness::Fresh },
-        ) {
+            Now { wall: UnixMillis::from_seconds(NOW), freshness: Freshness::Fresh, feed_age_ms: 0 },
+        )
+        .or(Reason::Internal)
+        {
             Decision::Permit(_) => None,
             Decision::Denial(denial) => Some(denial.reason),
         }

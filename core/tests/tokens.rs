@@ -5,16 +5,20 @@
 mod mint;
 
 use atm_core::base64url;
+use atm_core::binding::Confirmation;
 use atm_core::id::{Id, IdKind};
 use atm_core::jws::{MAX_HEADER_BYTES, MAX_TOKEN_BYTES, UnverifiedToken};
 use atm_core::key::{Algorithm, Issuer, Issuers};
 use atm_core::reason::Reason;
-use atm_core::token::{KeyedToken, SignedToken};
+use atm_core::token::{AuthenticToken, KeyedToken};
 use mint::{ISSUER, Minter, NOW, good_claims};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-fn verify(token: &str, issuers: &Issuers) -> Result<SignedToken, Reason> {
+/// Of some key.
+const THUMBPRINT: &str = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I";
+
+fn verify(token: &str, issuers: &Issuers) -> Result<AuthenticToken, Reason> {
     KeyedToken::select(UnverifiedToken::parse(token)?, issuers)?.verify()
 }
 
@@ -71,17 +75,20 @@ fn every_algorithm_verifies_and_jsonwebtoken_agrees() {
 fn claims_and_ids_are_kept() {
     let minter = Minter::new(Algorithm::EdDSA);
     let act = json!({"sub": "agent", "act": {"sub": "robot", "iss": "https://other.example"}});
-    let claims = json!({"act": act, "cnf": {"jkt": "x"}, "atm_iat_ms": (NOW - 10) * 1000 + 7});
+    let claims = json!({"act": act, "cnf": {"jkt": THUMBPRINT}, "atm_iat_ms": (NOW - 10) * 1000 + 7});
     let signed = verify(&minter.token(&json!({}), &claims), &minter.issuers()).unwrap();
     assert_eq!(signed.claims.scope, ["orders.read", "orders.write"]);
-    assert_eq!(signed.claims.confirmation, Some(json!({"jkt": "x"})));
+    assert_eq!(
+        signed.claims.confirmation,
+        Some(Confirmation { jkt: Some(THUMBPRINT.into()), ..Confirmation::default() })
+    );
     assert_eq!(signed.claims.issued_at.0, (NOW - 10) * 1000 + 7);
     assert_eq!(&*signed.kid, "k1");
     let id = |kind, value: &str| Id::of(kind, ISSUER, value);
     assert_eq!(signed.ids.token, Some(id(IdKind::Token, "t-1")));
     assert_eq!(signed.ids.session, Some(id(IdKind::Session, "s-1")));
     assert_eq!(signed.ids.client, Some(id(IdKind::Client, "shop")));
-    assert_eq!(signed.ids.key, id(IdKind::Key, "k1"));
+    assert_eq!(signed.ids.key, Some(id(IdKind::Key, "k1")));
     assert_eq!(signed.ids.realm, Some(Id::of(IdKind::Realm, "", "default")));
     let robot = Id::of(IdKind::Subject, "https://other.example", "robot");
     assert_eq!(signed.ids.subjects, [id(IdKind::Subject, "alice"), id(IdKind::Subject, "agent"), robot]);

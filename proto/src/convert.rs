@@ -80,6 +80,7 @@ fn watermarks(watermarks: &wire::Watermarks) -> Result<Change, DecodeError> {
         wire::WatermarkKind::Realm => IdKind::Realm,
         wire::WatermarkKind::Issuer => IdKind::Issuer,
         wire::WatermarkKind::Key => IdKind::Key,
+        wire::WatermarkKind::Introspection => IdKind::Introspection,
         wire::WatermarkKind::Unspecified => {
             return Err(refuse(FIELD, format!("kind {} is not known; upgrade the sidecar", watermarks.kind)));
         }

@@ -6,6 +6,7 @@
 
 pub mod change;
 mod convert;
+pub mod introspection;
 pub mod report;
 pub mod signature;
 pub mod subject;

@@ -24,6 +24,8 @@ pub enum Domain {
     Heartbeat,
     /// A snapshot's manifest.
     SnapshotManifest,
+    /// A [`crate::introspection::IntrospectionReply`].
+    IntrospectionReply,
 }
 
 impl Domain {
@@ -32,6 +34,7 @@ impl Domain {
             Self::ChangeSet => "atm.feed.v1.ChangeSet",
             Self::Heartbeat => "atm.feed.v1.Heartbeat",
             Self::SnapshotManifest => "atm.feed.v1.SnapshotManifest",
+            Self::IntrospectionReply => "atm.feed.v1.IntrospectionReply",
         }
     }
 

@@ -56,6 +56,16 @@ impl Subjects {
         self.under("resync")
     }
 
+    /// Request/reply for what opaque credentials stand for.
+    pub fn introspect(&self) -> String {
+        self.under("introspect")
+    }
+
+    /// Decisions that sidecars record.
+    pub fn audit(&self) -> String {
+        self.under("audit")
+    }
+
     fn under(&self, name: &str) -> String {
         format!("{}.{name}", self.prefix)
     }

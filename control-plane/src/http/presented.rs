@@ -4,7 +4,7 @@ use atm_core::claims::Expectations;
 use atm_core::jws::UnverifiedToken;
 use atm_core::reason::Reason;
 use atm_core::time::UnixMillis;
-use atm_core::token::{KeyedToken, SignedToken};
+use atm_core::token::{KeyedToken, AuthenticToken};
 
 use super::Services;
 use crate::revocation::Selector;
@@ -13,12 +13,12 @@ use crate::revocation::Selector;
 const MOST_SKEW: i64 = 300;
 
 /// The token, if one of our keys signed it. Time, audience and revocation are still open.
-pub(super) fn signed(services: &Services, token: &str) -> Result<SignedToken, Reason> {
+pub(super) fn signed(services: &Services, token: &str) -> Result<AuthenticToken, Reason> {
     KeyedToken::select(UnverifiedToken::parse(token)?, &services.keys.issuers())?.verify()
 }
 
 /// Whether the token is in time now, by our own clock and so without skew.
-pub(super) fn is_in_time(token: &SignedToken, now: UnixMillis) -> bool {
+pub(super) fn is_in_time(token: &AuthenticToken, now: UnixMillis) -> bool {
     let claims = &token.claims;
     // Who asks is checked against the audience elsewhere, so any will do here.
     let expected = Expectations {
@@ -31,12 +31,12 @@ pub(super) fn is_in_time(token: &SignedToken, now: UnixMillis) -> bool {
 }
 
 /// Whether no sidecar accepts the token any more, whatever its policies say.
-pub(super) fn is_over(token: &SignedToken, now: UnixMillis) -> bool {
+pub(super) fn is_over(token: &AuthenticToken, now: UnixMillis) -> bool {
     token.claims.expires_at.saturating_add(MOST_SKEW) <= now.seconds()
 }
 
 /// What revokes just this token; none for one without a `jti`, which none of ours is.
-pub(super) fn selector(token: &SignedToken) -> Option<Selector> {
+pub(super) fn selector(token: &AuthenticToken) -> Option<Selector> {
     Some(Selector::Token {
         jti: token.claims.jti.clone()?,
         issuer: Some(token.claims.issuer.clone()),

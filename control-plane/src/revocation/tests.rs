@@ -1,6 +1,4 @@
-use atm_core::claims::Claims;
-use atm_core::key::Issuer;
-use atm_core::token::TokenIds;
+use atm_core::key::{Issuer, Issuers};
 
 use super::*;
 use crate::feed::tests::Fixture;
@@ -120,26 +118,18 @@ async fn a_client_authenticates_until_it_is_disabled_and_its_tokens_go_with_it()
 }
 
 /// A verified token of our issuer, issued at `issued_at`.
-fn signed(issued_at: UnixMillis, jti: &str, subject: &str) -> SignedToken {
+fn signed(issued_at: UnixMillis, jti: &str, subject: &str) -> AuthenticToken {
     let seconds = issued_at.0.div_euclid(1000);
     let claims = serde_json::json!({
         "iss": ISSUER, "sub": subject, "aud": "a", "client_id": "client", "jti": jti, "sid": "session",
         "iat": seconds, "exp": seconds + 300, "atm_iat_ms": issued_at.0,
     });
-    let claims = Claims::from_object(claims.as_object().unwrap().clone()).unwrap();
-    let id = |kind, value: &str| Id::of(kind, ISSUER, value);
-    let ids = TokenIds {
-        bucket: Bucket::of_expiry(claims.expires_at),
-        token: Some(id(IdKind::Token, jti)),
-        session: Some(id(IdKind::Session, "session")),
-        subjects: vec![id(IdKind::Subject, subject)],
-        client: Some(id(IdKind::Client, "client")),
-        realm: Some(Id::of(IdKind::Realm, "", "default")),
-        issuer: Id::of(IdKind::Issuer, "", ISSUER),
-        key: id(IdKind::Key, "kid"),
-    };
-    let issuer = Arc::new(Issuer::new(ISSUER, Some("default".into()), vec![]));
-    SignedToken { issuer, kid: "kid".into(), claims, ids }
+    let mut issuers = Issuers::default();
+    issuers.set(Issuer::new(ISSUER, Some("default".into()), vec![]));
+    let mut token =
+        AuthenticToken::introspected(claims.as_object().unwrap().clone(), &issuers, issued_at).unwrap();
+    token.ids.key = Some(Id::of(IdKind::Key, ISSUER, "kid"));
+    token
 }
 
 #[tokio::test(flavor = "multi_thread")]

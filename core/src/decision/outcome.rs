@@ -2,10 +2,37 @@
 
 use std::sync::Arc;
 
+use super::{CredentialDigest, Memory};
 use crate::freshness::Freshness;
-use crate::policy::{Access, Rule, TokenRequirements};
+use crate::policy::{Access, CredentialSource, Rule, TokenRequirements};
 use crate::reason::Reason;
-use crate::token::SignedToken;
+use crate::time::UnixMillis;
+use crate::token::AuthenticToken;
+
+/// A decision, or what is missing for one.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// The request is decided.
+    Decided(Decision),
+    /// The request carries an opaque credential of which nothing is known here: ask the control plane, and decide again.
+    Introspect(CredentialDigest),
+}
+
+impl Verdict {
+    /// The decision; where the control plane would have to be asked first, a refusal for `reason`.
+    pub fn or(self, reason: Reason) -> Decision {
+        match self {
+            Self::Decided(decision) => decision,
+            Self::Introspect(_) => Decision::Denial(Denial::new(reason)),
+        }
+    }
+}
+
+impl From<Denial> for Verdict {
+    fn from(denial: Denial) -> Self {
+        Self::Decided(Decision::Denial(denial))
+    }
+}
 
 /// The outcome of a decision.
 #[derive(Debug, Clone)]
@@ -24,6 +51,22 @@ impl Decision {
             Self::Denial(denial) => denial.reason.as_str(),
         }
     }
+
+    /// The rule that decided, once one was found.
+    pub fn rule(&self) -> Option<&Arc<Rule>> {
+        match self {
+            Self::Permit(permit) => Some(&permit.rule),
+            Self::Denial(denial) => denial.rule.as_ref(),
+        }
+    }
+
+    /// The token, if one was found authentic.
+    pub fn token(&self) -> Option<&Arc<AuthenticToken>> {
+        match self {
+            Self::Permit(permit) => permit.token.as_ref(),
+            Self::Denial(denial) => denial.token.as_ref(),
+        }
+    }
 }
 
 impl From<Result<Permit, Denial>> for Decision {
@@ -36,33 +79,34 @@ impl From<Result<Permit, Denial>> for Decision {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Permit {
-    /// The policy that permits.
-    pub policy: Arc<str>,
-    /// The rule's place in the policy, from 0.
-    pub rule: usize,
-    /// The rule's name.
-    pub rule_name: Arc<str>,
+    /// The rule that permits.
+    pub rule: Arc<Rule>,
     /// Whose request it is; none where the rule asks for no token.
-    pub token: Option<Arc<SignedToken>>,
+    pub token: Option<Arc<AuthenticToken>>,
     /// How fresh the knowledge was.
     pub freshness: Freshness,
-    /// The header that carries the credential, in lower case.
-    pub credential_header: Arc<str>,
-    /// Whether that header goes upstream; where not, it is to be removed.
-    pub forward_token: bool,
+    /// Where in the rule's list the credential came from.
+    source: Option<usize>,
 }
 
 impl Permit {
-    pub(super) fn new(rule: &Rule, token: Option<Arc<SignedToken>>, freshness: Freshness) -> Self {
-        Self {
-            policy: Arc::clone(&rule.policy),
-            rule: rule.index,
-            rule_name: Arc::clone(&rule.name),
-            token,
-            freshness,
-            credential_header: Arc::clone(&rule.credential.header),
-            forward_token: rule.forward_token,
-        }
+    pub(super) fn new(
+        rule: Arc<Rule>,
+        token: Option<Arc<AuthenticToken>>,
+        source: Option<usize>,
+        freshness: Freshness,
+    ) -> Self {
+        Self { rule, token, freshness, source }
+    }
+
+    /// Where the credential came from; none where the rule asks for none.
+    pub fn credential(&self) -> Option<&CredentialSource> {
+        self.rule.credential.get(self.source?)
+    }
+
+    /// What must not go upstream: every place where the rule looks for a credential, unless it goes on.
+    pub fn stripped(&self) -> &[CredentialSource] {
+        if self.rule.forward_token { &[] } else { &self.rule.credential }
     }
 }
 
@@ -72,49 +116,57 @@ impl Permit {
 pub struct Denial {
     /// Why.
     pub reason: Reason,
-    /// The policy that refuses, once a rule was found.
-    pub policy: Option<Arc<str>>,
-    /// The rule's place in the policy, from 0.
-    pub rule: Option<usize>,
-    /// The scopes that the rule asks for, for the challenge (RFC 6750 §3): those of `all`, then those of `any`.
-    pub scope: Vec<String>,
+    /// The rule that refuses, once one was found.
+    pub rule: Option<Arc<Rule>>,
     /// More than the reason says, safe for the caller: nothing of the token is in it.
     pub detail: Option<String>,
-    /// The token, if its signature was verified; for logs.
-    pub token: Option<Arc<SignedToken>>,
+    /// The token, if it was found authentic; for logs.
+    pub token: Option<Arc<AuthenticToken>>,
+    /// The nonce for the next DPoP proof (RFC 9449 §9), where one is asked for.
+    pub nonce: Option<String>,
 }
 
 impl Denial {
     /// A refusal outside any rule; also for what precedes a decision, such as [`Reason::NotReady`].
     pub fn new(reason: Reason) -> Self {
-        Self { reason, policy: None, rule: None, scope: Vec::new(), detail: None, token: None }
+        Self { reason, rule: None, detail: None, token: None, nonce: None }
     }
 
-    /// The verified token's `jti`.
-    pub fn jti(&self) -> Option<&str> {
-        self.token.as_ref()?.claims.jti.as_deref()
+    /// The scopes that the rule asks for, for the challenge (RFC 6750 §3): those of `all`, then those of `any`.
+    pub fn scope(&self) -> impl Iterator<Item = &str> {
+        let requirements = self.requirements();
+        requirements
+            .into_iter()
+            .flat_map(|rule| rule.all_scopes.iter().chain(&rule.any_scopes))
+            .map(String::as_str)
     }
 
-    /// The verified token's `client_id`.
-    pub fn client_id(&self) -> Option<&str> {
-        self.token.as_ref()?.claims.client_id.as_deref()
+    /// What the rule asks of a token, if a rule was found that asks for one.
+    pub fn requirements(&self) -> Option<&TokenRequirements> {
+        match &self.rule.as_ref()?.access {
+            Access::Token(requirements) => Some(requirements),
+            Access::Anonymous => None,
+        }
     }
 
-    pub(super) fn by_rule(reason: Reason, rule: &Rule) -> Self {
-        let scope = match &rule.access {
-            Access::Anonymous => Vec::new(),
-            Access::Token(rule) => rule.all_scopes.iter().chain(&rule.any_scopes).cloned().collect(),
-        };
-        Self { policy: Some(Arc::clone(&rule.policy)), rule: Some(rule.index), scope, ..Self::new(reason) }
+    pub(super) fn by_rule(reason: Reason, rule: &Arc<Rule>) -> Self {
+        Self { rule: Some(Arc::clone(rule)), ..Self::new(reason) }
     }
 
-    pub(super) fn about(self, signed: &Arc<SignedToken>) -> Self {
-        Self { token: Some(Arc::clone(signed)), ..self }
+    pub(super) fn about(self, token: &Arc<AuthenticToken>) -> Self {
+        Self { token: Some(Arc::clone(token)), ..self }
+    }
+
+    /// Brings the nonce along that the rule asks for.
+    pub(super) fn with_nonce(self, memory: &impl Memory, now: UnixMillis) -> Self {
+        let asked = self.requirements().is_some_and(|rule| rule.dpop.nonce);
+        let key = memory.nonce_key().filter(|_| asked && self.reason.is_of_proof());
+        Self { nonce: key.map(|key| key.issue(now)), ..self }
     }
 
     /// Names the scopes that are asked for and missing; the policy's words, not the token's.
-    pub(super) fn lacking_scopes(self, rule: &TokenRequirements, signed: &SignedToken) -> Self {
-        let lacks = |scope: &&String| !signed.claims.scope.contains(scope);
+    pub(super) fn lacking_scopes(self, rule: &TokenRequirements, token: &AuthenticToken) -> Self {
+        let lacks = |scope: &&String| !token.claims.scope.contains(scope);
         let missing: Vec<&str> = rule.all_scopes.iter().filter(lacks).map(String::as_str).collect();
         let detail = if missing.is_empty() {
             format!("The token needs one of the scopes: {}.", rule.any_scopes.join(" "))

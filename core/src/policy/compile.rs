@@ -5,20 +5,19 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::document::{
-    API_VERSION, Credential, Document, KIND, MAX_CLOCK_SKEW_SECONDS, RuleDocument, Scopes, Spec,
-};
+use super::condition::Condition;
+use super::document::{API_VERSION, Document, KIND, MAX_CLOCK_SKEW_SECONDS, RuleDocument, Scopes, Spec};
 use super::host::HostPattern;
-use super::locate::{Place, Step, locate, steps};
+use super::locate::{Place, Step, locate, locate_text, steps};
 use super::route::Routes;
 use super::template::Template;
-use super::{Access, CredentialSource, OnStale, PolicyError, PolicySet, Rule, TokenRequirements, is_token};
+use super::{Access, Mode, PolicyError, PolicySet, Rollout, Rule, TokenRequirements, Upstream, is_token};
+
+mod credential;
+mod settings;
 
 /// Length of a policy's or a rule's name at most, in bytes.
 const MAX_NAME_BYTES: usize = 63;
-/// The header and scheme of RFC 6750 §2.1.
-const DEFAULT_HEADER: &str = "authorization";
-const DEFAULT_SCHEME: &str = "Bearer";
 
 /// Compiles a whole set of policy documents (YAML; one text may hold several, separated by `---`).
 ///
@@ -26,7 +25,7 @@ const DEFAULT_SCHEME: &str = "Bearer";
 ///
 /// # Errors
 ///
-/// Every mistake found, in the order of the documents. A document that is no YAML, or has keys that do not exist, shows its
+/// Every mistake found, in the order of the documents and their lines. A document that is no YAML, or has keys that do not exist, shows its
 /// first mistake only; ties between rules are looked for once each rule is right by itself.
 pub fn compile(documents: &[String]) -> Result<PolicySet, Vec<PolicyError>> {
     let mut compiler = Compiler::default();
@@ -44,6 +43,14 @@ struct Source<'t> {
     /// Lines of the text before this document.
     offset: usize,
     text: &'t str,
+}
+
+/// What the rules of a policy inherit, compiled.
+struct Inherited<'s> {
+    policy: Arc<str>,
+    spec: &'s Spec,
+    rollout: Option<Rollout>,
+    upstream: Arc<Upstream>,
 }
 
 #[derive(Debug, Default)]
@@ -92,14 +99,19 @@ impl<'t> Compiler<'t> {
         }
         self.identifiers(source, "spec.issuers", &spec.issuers);
         self.identifiers(source, "spec.audiences", &spec.audiences);
-        let credential = self.credential(source, &spec.credential);
+        let inherited = Inherited {
+            policy: Arc::clone(&name),
+            rollout: self.rollout(source, spec.rollout.as_ref(), spec.mode),
+            upstream: Arc::new(self.upstream(source, &spec)),
+            spec: &spec,
+        };
         if spec.rules.is_empty() {
             self.report(source, "spec.rules", None, "a policy has at least one rule");
         }
         let mut rule_names = HashMap::new();
         for (index, rule) in spec.rules.iter().enumerate() {
             let path = format!("spec.rules[{index}]");
-            let rule = self.rule(source, &path, index, rule, &spec, &name, &credential);
+            let rule = self.rule(source, &path, index, rule, &inherited);
             if let Some(first) = rule_names.insert(Arc::clone(&rule.name), index) {
                 let message = format_args!("spec.rules[{first}] has this name already");
                 self.report(source, &format!("{path}.name"), Some(&rule.name), message);
@@ -109,33 +121,15 @@ impl<'t> Compiler<'t> {
         }
     }
 
-    fn credential(&mut self, source: Source<'t>, credential: &Credential) -> CredentialSource {
-        let header = credential.header.as_deref().unwrap_or(DEFAULT_HEADER).to_ascii_lowercase();
-        if !is_token(&header) {
-            self.report(source, "spec.credential.header", credential.header.as_deref(), "is no header name");
-        }
-        let default_scheme = (header == DEFAULT_HEADER).then_some(DEFAULT_SCHEME);
-        let scheme = credential
-            .scheme
-            .as_deref()
-            .map_or(default_scheme, |scheme| (!scheme.is_empty()).then_some(scheme));
-        if scheme.is_some_and(|scheme| !is_token(scheme)) {
-            self.report(source, "spec.credential.scheme", scheme, "is no authentication scheme");
-        }
-        CredentialSource { header: header.into(), scheme: scheme.map(Into::into) }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one rule needs its place and all that it inherits")]
     fn rule(
         &mut self,
         source: Source<'t>,
         path: &str,
         index: usize,
         rule: &RuleDocument,
-        spec: &Spec,
-        policy: &Arc<str>,
-        credential: &CredentialSource,
+        inherited: &Inherited<'_>,
     ) -> Rule {
+        let spec = inherited.spec;
         let name = rule.name.clone().unwrap_or_else(|| format!("rule-{index}"));
         if let Err(message) = check_name(&name) {
             self.report(source, &format!("{path}.name"), Some(&name), message);
@@ -143,20 +137,23 @@ impl<'t> Compiler<'t> {
         for (extension, _) in rule.extensions.0.iter().filter(|(extension, _)| extension.is_empty()) {
             self.report(source, &format!("{path}.extensions"), Some(extension), "an extension has a name");
         }
-        // A rule that asks for no token decides nothing by what can grow stale, unless it says so itself.
-        let inherited = if rule.allow_anonymous { Some(OnStale::Allow) } else { spec.on_stale };
+        let (hosts, paths) =
+            (self.hosts(source, path, rule.hosts.as_deref()), self.paths(source, path, &rule.paths));
         Rule {
-            policy: Arc::clone(policy),
+            policy: Arc::clone(&inherited.policy),
             index,
             name: name.into(),
+            mode: spec.mode,
+            rollout: inherited.rollout.clone(),
             methods: self.methods(source, path, rule.methods.as_deref()),
             extensions: rule.extensions.0.clone(),
-            access: self.access(source, path, rule, spec),
-            credential: credential.clone(),
+            access: self.access(source, path, rule, spec, &paths),
+            credential: self.credential(source, path, rule, spec),
             forward_token: spec.forward_token,
-            on_stale: rule.on_stale.or(inherited).unwrap_or(OnStale::Deny),
-            hosts: self.hosts(source, path, rule.hosts.as_deref()),
-            paths: self.paths(source, path, &rule.paths),
+            on_stale: self.on_stale(source, path, rule, spec),
+            upstream: Arc::clone(&inherited.upstream),
+            hosts,
+            paths,
         }
     }
 
@@ -170,14 +167,39 @@ impl<'t> Compiler<'t> {
                 "names no host; leave it out, or write [\"*\"], for any",
             );
         }
-        self.each(source, &format!("{path}.hosts"), hosts, HostPattern::parse)
+        let patterns = self.each(source, &format!("{path}.hosts"), hosts, HostPattern::parse);
+        self.repeated(source, &format!("{path}.hosts"), hosts, &patterns, PartialEq::eq);
+        patterns
     }
 
     fn paths(&mut self, source: Source<'t>, path: &str, paths: &[String]) -> Vec<Template> {
         if paths.is_empty() {
             self.report(source, &format!("{path}.paths"), None, "a rule has at least one path");
         }
-        self.each(source, &format!("{path}.paths"), paths, Template::parse)
+        let templates = self.each(source, &format!("{path}.paths"), paths, Template::parse);
+        self.repeated(source, &format!("{path}.paths"), paths, &templates, Template::matches_the_same);
+        templates
+    }
+
+    /// Reports what the same list has already. (A narrower entry beside a wider one does make a difference: it is the more
+    /// specific against other rules.)
+    fn repeated<T>(
+        &mut self,
+        source: Source<'t>,
+        path: &str,
+        texts: &[String],
+        entries: &[T],
+        same: impl Fn(&T, &T) -> bool,
+    ) {
+        if texts.len() != entries.len() {
+            return; // some could not be read, which is reported already
+        }
+        for (at, entry) in entries.iter().enumerate() {
+            if let Some(first) = entries[..at].iter().position(|known| same(known, entry)) {
+                let message = format_args!("matches the same as `{}` before it; remove one", texts[first]);
+                self.report(source, &format!("{path}[{at}]"), Some(&texts[at]), message);
+            }
+        }
     }
 
     fn methods(&mut self, source: Source<'t>, path: &str, methods: Option<&[String]>) -> Vec<String> {
@@ -195,11 +217,22 @@ impl<'t> Compiler<'t> {
         })
     }
 
-    fn access(&mut self, source: Source<'t>, path: &str, rule: &RuleDocument, spec: &Spec) -> Access {
+    fn access(
+        &mut self,
+        source: Source<'t>,
+        path: &str,
+        rule: &RuleDocument,
+        spec: &Spec,
+        templates: &[Template],
+    ) -> Access {
         let own = [
             ("issuers", rule.issuers.is_some()),
             ("audiences", rule.audiences.is_some()),
             ("scopes", rule.scopes.is_some()),
+            ("condition", rule.condition.is_some()),
+            ("credential", rule.credential.is_some()),
+            ("accepts", rule.accepts.is_some()),
+            ("binding", rule.binding.is_some()),
         ];
         if rule.allow_anonymous {
             for (key, _) in own.iter().filter(|(_, given)| *given) {
@@ -220,13 +253,53 @@ impl<'t> Compiler<'t> {
         for (key, scopes) in [("all", all), ("any", any)] {
             self.each(source, &format!("{path}.scopes.{key}"), scopes, check_scope);
         }
+        if let Some(scope) = any.iter().find(|scope| all.contains(scope)) {
+            let message = "has no effect: a scope of `all` is in it, so one of them is always there";
+            self.report(source, &format!("{path}.scopes.any"), Some(scope), message);
+        }
+        let (binding, dpop) = self.binding(source, path, rule, spec);
         Access::Token(TokenRequirements {
             issuers: rule.issuers.as_ref().unwrap_or(&spec.issuers).clone(),
             audiences,
             clock_skew: i64::from(spec.clock_skew_seconds),
             all_scopes: all.clone(),
             any_scopes: any.clone(),
+            accepts: self.accepts(source, path, rule, spec),
+            condition: self.condition(source, path, rule.condition.as_deref(), templates),
+            binding,
+            dpop,
         })
+    }
+
+    /// Compiles a condition. A mistake in it is shown in the document's own lines.
+    fn condition(
+        &mut self,
+        source: Source<'t>,
+        path: &str,
+        text: Option<&str>,
+        templates: &[Template],
+    ) -> Option<Condition> {
+        let text = text?;
+        let path = format!("{path}.condition");
+        match Condition::compile(text) {
+            Ok(condition) => {
+                for name in condition.path_parameters() {
+                    if let Some(template) = templates.iter().find(|template| !template.has_parameter(name)) {
+                        let message = format_args!(
+                            "`request.params.{name}` is asked for, and path `{}` has no `{{{name}}}`",
+                            template.as_str()
+                        );
+                        self.report(source, &path, Some(name), message);
+                    }
+                }
+                Some(condition)
+            }
+            Err(error) => {
+                let place = locate_text(source.text, &steps(&path), text, error.line, error.column);
+                self.errors.push(source.at(place, &path, error.message));
+                None
+            }
+        }
     }
 
     fn identifiers(&mut self, source: Source<'t>, path: &str, values: &[String]) {
@@ -260,9 +333,10 @@ impl<'t> Compiler<'t> {
     }
 
     fn finish(mut self) -> Result<PolicySet, Vec<PolicyError>> {
-        let routes = Routes::build(self.rules.iter().map(AsRef::as_ref));
+        let routes = Routes::build(self.rules.iter().map(AsRef::as_ref), Mode::Enforce);
+        let shadow = Routes::build(self.rules.iter().map(AsRef::as_ref), Mode::Shadow);
         if self.errors.is_empty() {
-            for tie in routes.ties(&self.rules) {
+            for tie in routes.ties(&self.rules).into_iter().chain(shadow.ties(&self.rules)) {
                 let ((rule, path), (other, other_path)) = (tie.later, tie.earlier);
                 let (later, earlier) = (&self.rules[rule], &self.rules[other]);
                 let message = format_args!(
@@ -277,6 +351,7 @@ impl<'t> Compiler<'t> {
             }
         }
         if !self.errors.is_empty() {
+            self.errors.sort_by_key(|error| (error.document, error.line, error.column));
             return Err(self.errors);
         }
         Ok(PolicySet {
@@ -284,6 +359,7 @@ impl<'t> Compiler<'t> {
             names: self.names.into(),
             rules: self.rules.into(),
             routes: Arc::new(routes),
+            shadow: Arc::new(shadow),
         })
     }
 }

@@ -11,7 +11,7 @@ const MAX_LABEL_BYTES: usize = 63;
 
 /// The host of an authority in its one form: lower case, without port and trailing dot, IPv6 in brackets and in the text of
 /// RFC 5952. `None` where it is no host: empty, with user information, with characters that names and addresses lack.
-pub(super) fn normalise(authority: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn normalise(authority: &str) -> Option<Cow<'_, str>> {
     if let Some(rest) = authority.strip_prefix('[') {
         let (address, rest) = rest.split_once(']')?;
         if !(rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port)) {

@@ -43,6 +43,33 @@ pub(super) fn locate(text: &str, path: &[Step<'_>], value: Option<&str>) -> Plac
     Place { line: number + 1, column }
 }
 
+/// The place of a position within a text value: in a block scalar (`|`, `>-`) on one of the lines below the key, else behind
+/// it. `line` and `column` count within the value, from 1.
+pub(super) fn locate_text(text: &str, path: &[Step<'_>], value: &str, line: usize, column: usize) -> Place {
+    let key = locate(text, path, None);
+    let full = text.lines().nth(key.line - 1).unwrap_or_default();
+    let written = value.lines().nth(line - 1).unwrap_or_default();
+    if line == 1
+        && !written.is_empty()
+        && let Some(at) = full.find(written)
+    {
+        return Place { line: key.line, column: full[..at].chars().count() + column };
+    }
+    // A folded scalar joins its lines, so the column counts on over them.
+    let mut column = column;
+    let below = text.lines().enumerate().skip(key.line).filter(|(_, line)| !line.trim().is_empty());
+    let folded = full.trim_end().trim_end_matches(['-', '+']).ends_with('>');
+    for (number, full) in below.skip(if folded { 0 } else { line - 1 }) {
+        let content = full.trim_start_matches(' ');
+        let length = content.trim_end().chars().count();
+        if !folded || column <= length + 1 {
+            return Place { line: number + 1, column: full.len() - content.len() + column };
+        }
+        column -= length + 1;
+    }
+    key
+}
+
 /// `spec.rules[1].paths[0]` as steps; the compiler's paths have this form.
 pub(super) fn steps(path: &str) -> Vec<Step<'_>> {
     let parts = path.split(['.', '[']).filter(|part| !part.is_empty());

@@ -7,9 +7,9 @@ use std::cmp::Reverse;
 
 use hashbrown::HashMap;
 
-use super::Rule;
 use super::host::{self, HostPattern};
 use super::template::{Segment, Template};
+use super::{Mode, Rule};
 use crate::path::NormalisedPath;
 use crate::request::Request;
 
@@ -22,6 +22,7 @@ struct Specificity {
     host: HostKind,
     methods: bool,
     extensions: usize,
+    rollout: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,10 +87,10 @@ pub(super) struct Tie {
 }
 
 impl Routes {
-    /// Builds the tables.
-    pub(super) fn build<'r>(rules: impl IntoIterator<Item = &'r Rule>) -> Self {
+    /// Builds the tables of the rules in `mode`.
+    pub(super) fn build<'r>(rules: impl IntoIterator<Item = &'r Rule>, mode: Mode) -> Self {
         let mut routes = Self::default();
-        for (index, rule) in rules.into_iter().enumerate() {
+        for (index, rule) in rules.into_iter().enumerate().filter(|(_, rule)| rule.mode == mode) {
             for host in &rule.hosts {
                 for (path, template) in rule.paths.iter().enumerate() {
                     let entry =
@@ -101,20 +102,26 @@ impl Routes {
         routes
     }
 
-    /// The index of the rule that applies to a request with this normalised host and path.
+    /// Whether there is no way into any rule.
+    pub(super) fn is_empty(&self) -> bool {
+        let tables = self.exact.values().chain(self.below.values()).chain([&self.any]);
+        tables.into_iter().all(|table| table.exact.is_empty() && table.entries.is_empty())
+    }
+
+    /// The index of the rule that applies to a request with this normalised host and path, and that of its path.
     pub(super) fn find<R: AsRef<Rule>>(
         &self,
         rules: &[R],
         host: &str,
         path: &NormalisedPath<'_>,
         request: &Request<'_>,
-    ) -> Option<usize> {
+    ) -> Option<(usize, usize)> {
         let admits = |entry: &Entry| rules[entry.rule].as_ref().admits(request);
         let exact = self.exact.get(host).into_iter();
         let below = host::parents(host).filter_map(|parent| self.below.get(parent));
         let tables = exact.chain(below).chain([&self.any]);
         let found = tables.filter_map(|table| table.find(path, &admits));
-        found.max_by_key(|entry| entry.specificity).map(|entry| entry.rule)
+        found.max_by_key(|entry| entry.specificity).map(|entry| (entry.rule, entry.path))
     }
 
     /// Every tie between two rules, by the later one's place in the documents.
@@ -158,6 +165,8 @@ impl Specificity {
             },
             methods: !rule.methods.is_empty(),
             extensions: rule.extensions.len(),
+            // All of the requests is no share: such a rule takes them from no other.
+            rollout: rule.rollout.as_ref().is_some_and(|rollout| rollout.per_ten_thousand < 10_000),
         }
     }
 }

@@ -11,6 +11,8 @@ pub(super) struct Template {
     text: String,
     segments: Vec<Segment>,
     rest: bool,
+    /// Names of the placeholders by their segment's place.
+    names: Vec<(usize, String)>,
 }
 
 /// One segment of a template, without the rest.
@@ -34,8 +36,8 @@ impl Template {
         if inner.ends_with('/') {
             return Err("leave out the slash at the end: requests match with and without it".into());
         }
-        let mut template = Self { text: text.to_owned(), segments: Vec::new(), rest: false };
-        let mut names: Vec<&str> = Vec::new();
+        let mut template =
+            Self { text: text.to_owned(), segments: Vec::new(), rest: false, names: Vec::new() };
         for part in inner.split('/').filter(|_| !inner.is_empty()) {
             if template.rest {
                 return Err("`{name...}` is the last segment".into());
@@ -44,10 +46,10 @@ impl Template {
                 template.segments.push(Segment::Literal(literal(part)?));
                 continue;
             };
-            if names.contains(&name) {
+            if template.names.iter().any(|(_, known)| known == name) {
                 return Err(format!("`{name}` occurs twice"));
             }
-            names.push(name);
+            template.names.push((template.segments.len(), name.to_owned()));
             if rest {
                 template.rest = true;
             } else {
@@ -63,6 +65,22 @@ impl Template {
     /// As written.
     pub(super) fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// Whether `{name}` or `{name...}` is part of it.
+    pub(super) fn has_parameter(&self, name: &str) -> bool {
+        self.names.iter().any(|(_, known)| known == name)
+    }
+
+    /// What `{name}` stands for in a path that the template matches; of the rest everything from there on.
+    pub(super) fn parameter<'r>(&self, path: &'r str, name: &str) -> Option<&'r str> {
+        let (place, _) = self.names.iter().find(|(_, known)| known == name)?;
+        let mut tail = path.strip_prefix('/')?;
+        for _ in 0..*place {
+            tail = tail.split_once('/')?.1;
+        }
+        let is_rest = *place == self.segments.len();
+        Some(if is_rest { tail } else { tail.split('/').next().unwrap_or(tail) })
     }
 
     /// The segments before the rest.
@@ -94,6 +112,11 @@ impl Template {
             })
             .collect();
         literals.map(|literals| format!("/{}", literals.join("/")))
+    }
+
+    /// Whether both match the same paths, whatever their placeholders are called.
+    pub(super) fn matches_the_same(&self, other: &Self) -> bool {
+        self.segments == other.segments && self.rest == other.rest
     }
 
     /// Whether some path matches both. Only for templates of one shape: as many segments, and both with or without a rest.

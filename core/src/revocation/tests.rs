@@ -126,12 +126,13 @@ proptest! {
         let ids = TokenIds {
             bucket: Bucket(1),
             token: Some(spread(0)),
+            ancestors: Vec::new(),
             session: Some(spread(1)),
             subjects: vec![spread(9), spread(2)],
             client: Some(spread(3)),
             realm: Some(spread(4)),
             issuer: spread(5),
-            key: spread(6),
+            key: Some(spread(6)),
         };
         let mut index = RevocationIndex::default();
         for (number, mark) in (0..).zip(&marks) {

@@ -1,6 +1,6 @@
 //! Introspection (RFC 7662).
 
-use atm_core::token::SignedToken;
+use atm_core::token::AuthenticToken;
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -35,7 +35,7 @@ async fn active(
     services: &Services,
     client: &Client,
     token: &str,
-) -> Result<Option<SignedToken>, OAuthError> {
+) -> Result<Option<AuthenticToken>, OAuthError> {
     let Ok(token) = presented::signed(services, token) else { return Ok(None) };
     // RFC 7662 §4: a caller that is neither the audience nor the token's client learns nothing.
     let concerned = token.claims.client_id.as_ref() == Some(&client.client_id)
@@ -49,7 +49,7 @@ async fn active(
     Ok(Some(token))
 }
 
-fn described(token: &SignedToken) -> Value {
+fn described(token: &AuthenticToken) -> Value {
     let mut response = Map::new();
     response.insert("active".to_owned(), Value::Bool(true));
     response.insert("token_type".to_owned(), "Bearer".into());

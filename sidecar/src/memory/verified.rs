@@ -4,8 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use atm_core::decision::VerifiedTokens;
-use atm_core::token::SignedToken;
+use atm_core::token::AuthenticToken;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Equivalent, Weighter};
 
@@ -27,8 +26,8 @@ const OVERHEAD: u64 = 512;
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<Key, Arc<SignedToken>> for ByBytes {
-    fn weight(&self, key: &Key, _: &Arc<SignedToken>) -> u64 {
+impl Weighter<Key, Arc<AuthenticToken>> for ByBytes {
+    fn weight(&self, key: &Key, _: &Arc<AuthenticToken>) -> u64 {
         3 * key.1.len() as u64 + OVERHEAD
     }
 }
@@ -36,7 +35,7 @@ impl Weighter<Key, Arc<SignedToken>> for ByBytes {
 /// The cache. Its hash is keyed at random for each process, so that nobody can choose tokens that collide.
 #[derive(Debug)]
 pub struct VerifiedTokenCache {
-    cache: Cache<Key, Arc<SignedToken>, ByBytes, foldhash::quality::RandomState>,
+    cache: Cache<Key, Arc<AuthenticToken>, ByBytes, foldhash::quality::RandomState>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -55,6 +54,24 @@ impl VerifiedTokenCache {
         Self { cache, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
     }
 
+    /// The verified form of exactly this token, if it was verified at this key generation.
+    pub fn get(&self, token: &str, key_generation: u64) -> Option<Arc<AuthenticToken>> {
+        let found = self.cache.get(&Borrowed(key_generation, token));
+        let counter = if found.is_some() { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    /// Keeps a verified token.
+    pub fn insert(&self, token: &str, key_generation: u64, verified: Arc<AuthenticToken>) {
+        self.cache.insert((key_generation, token.into()), verified);
+    }
+
+    /// Bytes that the entries are taken to have.
+    pub fn bytes(&self) -> u64 {
+        self.cache.weight()
+    }
+
     /// Look-ups that found their token, and those that did not.
     pub fn hits_and_misses(&self) -> (u64, u64) {
         (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
@@ -68,18 +85,5 @@ impl VerifiedTokenCache {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.cache.is_empty()
-    }
-}
-
-impl VerifiedTokens for VerifiedTokenCache {
-    fn get(&self, token: &str, key_generation: u64) -> Option<Arc<SignedToken>> {
-        let found = self.cache.get(&Borrowed(key_generation, token));
-        let counter = if found.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
-        found
-    }
-
-    fn insert(&self, token: &str, key_generation: u64, signed: Arc<SignedToken>) {
-        self.cache.insert((key_generation, token.into()), signed);
     }
 }
