@@ -75,7 +75,11 @@ impl IntrospectionReply {
             nonce: self.nonce.to_vec(),
             time_ms: self.time.0,
             active: self.claims.is_some(),
-            claims: self.claims.as_ref().map(|claims| Value::Object(claims.clone()).to_string().into_bytes()).unwrap_or_default(),
+            claims: self
+                .claims
+                .as_ref()
+                .map(|claims| Value::Object(claims.clone()).to_string().into_bytes())
+                .unwrap_or_default(),
             cache_seconds: self.cache_seconds,
         }
         .encode_to_vec()

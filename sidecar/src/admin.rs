@@ -3,20 +3,27 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use atm_core::decision::Decision;
 use atm_core::freshness::Freshness;
 use atm_core::key::VerificationKey;
-use axum::extract::State;
+use atm_core::request::{CertificateSource, Request};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use prometheus::Registry;
 use serde_json::{Value, json};
 
 use crate::config::FreshnessSettings;
+use crate::ext_authz::Judge;
 use crate::feed::Cause;
 use crate::metrics;
 use crate::state::StateReader;
+
+/// Bytes of a request to be explained, its token and certificate among them.
+const MAX_EXPLAIN_BYTES: usize = 256 * 1024;
 
 /// What the listener shows.
 #[derive(Debug, Clone)]
@@ -29,6 +36,8 @@ pub struct Admin {
     pub registry: Registry,
     /// When knowledge is called old.
     pub freshness: FreshnessSettings,
+    /// Who decides; asked for explanations.
+    pub judge: Arc<Judge>,
 }
 
 /// The routes.
@@ -38,6 +47,8 @@ pub fn router(admin: Admin) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/state", get(state))
+        .route("/explain", post(explain))
+        .layer(DefaultBodyLimit::max(MAX_EXPLAIN_BYTES))
         .with_state(Arc::new(admin))
 }
 
@@ -84,6 +95,77 @@ impl Admin {
     }
 }
 
+/// A request to be explained.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Explained {
+    method: String,
+    #[serde(default)]
+    scheme: String,
+    host: String,
+    /// Path and query.
+    target: String,
+    /// Names in any case; a name may occur more than once.
+    #[serde(default)]
+    headers: Vec<(String, String)>,
+    #[serde(default)]
+    extensions: Vec<(String, String)>,
+    source_address: Option<String>,
+    /// URL-encoded PEM.
+    certificate: Option<String>,
+}
+
+/// How a request would be decided now, step by step. Nothing comes of it: no count, no record, no question.
+async fn explain(
+    State(admin): State<Arc<Admin>>,
+    body: Result<Json<Explained>, JsonRejection>,
+) -> Result<Json<Value>, (StatusCode, Json<Value>)> {
+    let Json(asked) = body.map_err(|rejection| {
+        (
+            StatusCode::BAD_REQUEST,
+            Json(json!({"title": "Bad Request", "status": 400, "detail": rejection.body_text()})),
+        )
+    })?;
+    let names: Vec<String> = asked.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    let values = asked.headers.iter().map(|(_, value)| value.as_bytes());
+    let headers: Vec<(&str, &[u8])> = names.iter().map(String::as_str).zip(values).collect();
+    let extensions: Vec<(&str, &str)> =
+        asked.extensions.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let request = Request {
+        method: &asked.method,
+        scheme: &asked.scheme,
+        host: &asked.host,
+        target: &asked.target,
+        headers: &headers,
+        extensions: &extensions,
+        source_address: asked.source_address.as_deref(),
+        certificate: asked
+            .certificate
+            .as_deref()
+            .map_or(CertificateSource::None, CertificateSource::Connection),
+    };
+    let (decision, steps) = admin.judge.explain(&request);
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|(step, passed, what)| json!({"step": step.as_str(), "passed": passed, "what": what}))
+        .collect();
+    let (status, detail) = match &decision {
+        Decision::Permit(_) => (200, None),
+        Decision::Denial(denial) => (denial.reason.status(), denial.detail.clone()),
+    };
+    Ok(Json(json!({
+        "outcome": if status == 200 { "permit" } else { "deny" },
+        "reason": decision.as_str(),
+        "status": status,
+        "detail": detail,
+        "policy": decision.rule().map(|rule| rule.policy.to_string()),
+        "rule": decision.rule().map(|rule| rule.name.to_string()),
+        "steps": steps,
+        "revision": admin.reader.load().position.revision,
+        "policy_version": admin.reader.load().policy_version,
+    })))
+}
+
 async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&admin.registry))
 }
@@ -127,6 +209,13 @@ async fn state(State(admin): State<Arc<Admin>>) -> Json<Value> {
         "policies": {
             "version": state.policy_version,
             "names": state.view.policies.names().collect::<Vec<_>>(),
+            "rules": state.view.policies.rules().len(),
+            "fault": state.policy_fault.as_deref(),
+        },
+        "caches": {
+            "verified_tokens": admin.judge.memory().verified.len(),
+            "introspected": admin.judge.memory().introspected.len(),
+            "dpop_proofs": admin.judge.memory().proofs.len(),
         },
         "change_sets": {"applied": status.applied.load(Ordering::Relaxed), "refused": refused},
     }))

@@ -8,17 +8,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use atm_core::binding::NonceKey;
+use atm_proto::subject::Subjects;
 use prometheus::Registry;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 
 use crate::admin::{self, Admin};
-use crate::cache::VerifiedTokenCache;
 use crate::config::{Config, Listen, OriginalRequest};
-use crate::ext_authz::{self, Judge, grpc};
+use crate::decision_log::{self, DecisionLogSettings};
+use crate::ext_authz::{self, Judge, JudgeParts, grpc};
 use crate::feed::{self, FeedSettings};
+use crate::introspection::{IntrospectionSettings, Introspector};
 use crate::lifecycle::DRAIN;
+use crate::memory::{Limits, Memory};
 use crate::metrics::{DecisionMetrics, StateCollector};
 use crate::report;
 use crate::state::{self, StateReader};
@@ -94,7 +98,14 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
         sidecar_id: sidecar_id.clone(),
         startup_wait: config.startup_wait,
     };
+    let limits = Limits {
+        verified_bytes: config.verified_tokens,
+        introspected_bytes: config.introspected,
+        proofs: config.dpop.proofs,
+    };
+    let memory = Arc::new(Memory::new(limits, nonce_key(config.dpop.nonce_key_file.as_deref())?));
     let connection = feed::connect(&settings).await?;
+    let client = connection.client.clone();
     let bound = listeners.bound().map_err(system)?;
     if let Some(path) = &config.listen.address_file {
         write_addresses(path, &bound).map_err(system)?;
@@ -120,14 +131,42 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
 
     let registry = Registry::new();
     let metrics = DecisionMetrics::register(&registry).map_err(system)?;
-    let judge = Judge::new(
-        reader.clone(),
-        VerifiedTokenCache::new(config.verified_tokens),
-        metrics,
-        config.freshness,
+    let subjects = Subjects::new(&config.realm_group).map_err(feed::FeedError::from)?;
+    let (log, logging) = decision_log::start(
+        client.clone(),
+        DecisionLogSettings {
+            permit_sample: config.decision_log.permit_sample,
+            stdout: config.decision_log.stdout,
+            subject: config.decision_log.audit.then(|| subjects.audit()),
+        },
+        stop.clone(),
     );
+    tasks.spawn(logging);
+    let introspection = IntrospectionSettings {
+        subject: subjects.introspect(),
+        realm_group: config.realm_group.clone(),
+        sidecar_id: sidecar_id.clone(),
+        trusted: config.feed_keys.clone(),
+        timeout: config.introspection.timeout,
+        concurrency: config.introspection.concurrency,
+    };
+    let judge = Judge::new(JudgeParts {
+        reader: reader.clone(),
+        introspector: Introspector::new(client, introspection, Arc::clone(&memory), reader.clone()),
+        memory,
+        metrics,
+        log,
+        freshness: config.freshness,
+        trust_forwarded_certificate: config.trust_forwarded_certificate,
+    });
     registry.register(Box::new(StateCollector::new(reader.clone(), Arc::clone(&judge)))).map_err(system)?;
-    let admin = Admin { sidecar_id, reader: reader.clone(), registry, freshness: config.freshness };
+    let admin = Admin {
+        sidecar_id,
+        reader: reader.clone(),
+        registry,
+        freshness: config.freshness,
+        judge: Arc::clone(&judge),
+    };
     let threads =
         listeners.serve(&judge, admin, &reader, config.listen.workers, &stop, &mut tasks).map_err(system)?;
     Ok(Sidecar { bound, reader, stop, tasks, threads, store_thread })
@@ -175,6 +214,25 @@ fn open_store(config: &Config) -> Result<(Store, store::Loaded), StoreError> {
     let store = Store::open(&config.store_path, config.block_cache)?;
     let loaded = store.load()?;
     Ok((store, loaded))
+}
+
+/// The key for DPoP nonces: the configured one, or one that lives as long as this process.
+fn nonce_key(file: Option<&Path>) -> Result<NonceKey, StartError> {
+    let mut key = zeroize::Zeroizing::new([0; 32]);
+    let Some(path) = file else {
+        getrandom(&mut *key).map_err(system)?;
+        return Ok(NonceKey::new(&key));
+    };
+    let refuse =
+        |problem: &str| StartError::System(format!("dpop.nonceKeyFile: {}: {problem}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| refuse(&error.to_string()))?;
+    let text = zeroize::Zeroizing::new(text);
+    let bytes = atm_core::base64url::decode(text.trim()).map(zeroize::Zeroizing::new);
+    let bytes = bytes.ok().filter(|bytes| bytes.len() == key.len());
+    let bytes =
+        bytes.ok_or_else(|| refuse("is not 32 random bytes in base64url without padding (43 characters)"))?;
+    key.copy_from_slice(&bytes);
+    Ok(NonceKey::new(&key))
 }
 
 fn new_sidecar_id(store: &Store) -> Result<String, StartError> {

@@ -33,6 +33,17 @@ pub struct Config {
     pub freshness: FreshnessSettings,
     /// `cache.verifiedTokensMiB`, in bytes; 16 MiB.
     pub verified_tokens: u64,
+    /// `cache.introspectedMiB`, in bytes; 16 MiB.
+    pub introspected: u64,
+    /// `introspection`: how the control plane is asked about opaque credentials.
+    pub introspection: Introspection,
+    /// `dpop`: proofs of possession.
+    pub dpop: DpopSettings,
+    /// `clientCertificate.trustForwarded`: the header `x-forwarded-client-cert` is believed instead of the connection. Only
+    /// behind a proxy that sets it anew for each request.
+    pub trust_forwarded_certificate: bool,
+    /// `decisionLog`.
+    pub decision_log: DecisionLogConfig,
     /// `startup.waitForFeedMs`: how long a start waits for a heartbeat before it serves what the store holds; 3 s.
     pub startup_wait: Duration,
     /// `log`.
@@ -69,6 +80,36 @@ pub struct OriginalRequest {
     pub trust_forwarded: bool,
 }
 
+/// How the control plane is asked about opaque credentials.
+#[derive(Debug, Clone, Copy)]
+pub struct Introspection {
+    /// `timeoutMs`: how long an answer may take; 500 ms.
+    pub timeout: Duration,
+    /// `concurrency`: questions under way at most; 256.
+    pub concurrency: usize,
+}
+
+/// Proofs of possession (RFC 9449).
+#[derive(Debug, Clone)]
+pub struct DpopSettings {
+    /// `replayCacheEntries`: used proofs that are remembered; 100,000. Full means refuse.
+    pub proofs: usize,
+    /// `nonceKeyFile`: 32 random bytes in base64url. Sidecars with the same key take each other's nonces; without one each
+    /// makes its own at its start.
+    pub nonce_key_file: Option<PathBuf>,
+}
+
+/// What is written down of decisions.
+#[derive(Debug, Clone, Copy)]
+pub struct DecisionLogConfig {
+    /// `stdout`: whether records go to standard output; true.
+    pub stdout: bool,
+    /// `audit`: whether records go to the audit subject; true.
+    pub audit: bool,
+    /// `permitSample`: of so many permits one is recorded, 0 for none; 100.
+    pub permit_sample: u64,
+}
+
 /// When knowledge is called old.
 #[derive(Debug, Clone, Copy)]
 pub struct FreshnessSettings {
@@ -99,7 +140,7 @@ impl Config {
     }
 
     fn read(root: &Section<'_>) -> Self {
-        let (nats, store) = (root.section("nats"), root.section("store"));
+        let (nats, store, cache) = (root.section("nats"), root.section("store"), root.section("cache"));
         let subject = |name: &str| Subjects::new(name).map(|_| name.to_owned());
         Self {
             id: root.parsed("id", subject),
@@ -112,7 +153,12 @@ impl Config {
             rebuild_on_corruption: rebuild(&store),
             listen: listen(&root.section("listen")),
             freshness: freshness(&root.section("freshness")),
-            verified_tokens: mebibytes(&root.section("cache"), "verifiedTokensMiB", 16, 0..=65_536) as u64,
+            verified_tokens: mebibytes(&cache, "verifiedTokensMiB", 16, 0..=65_536) as u64,
+            introspected: mebibytes(&cache, "introspectedMiB", 16, 1..=65_536) as u64,
+            introspection: introspection(&root.section("introspection")),
+            dpop: dpop(&root.section("dpop")),
+            trust_forwarded_certificate: root.section("clientCertificate").boolean("trustForwarded", false),
+            decision_log: decision_log(&root.section("decisionLog")),
             startup_wait: Duration::from_millis(root.section("startup").number(
                 "waitForFeedMs",
                 3_000,
@@ -211,6 +257,29 @@ fn listen(section: &Section<'_>) -> Listen {
         section.mistake("grpcUnix", "is longer than 107 bytes, more than a unix socket's path may have");
     }
     listen
+}
+
+fn introspection(section: &Section<'_>) -> Introspection {
+    Introspection {
+        timeout: Duration::from_millis(section.number("timeoutMs", 500, 10..=10_000)),
+        concurrency: usize::try_from(section.number("concurrency", 256, 1..=65_536)).unwrap_or(256),
+    }
+}
+
+fn dpop(section: &Section<'_>) -> DpopSettings {
+    let proofs = section.number("replayCacheEntries", 100_000, 16..=10_000_000);
+    DpopSettings {
+        proofs: usize::try_from(proofs).unwrap_or(usize::MAX),
+        nonce_key_file: section.text("nonceKeyFile").map(PathBuf::from),
+    }
+}
+
+fn decision_log(section: &Section<'_>) -> DecisionLogConfig {
+    DecisionLogConfig {
+        stdout: section.boolean("stdout", true),
+        audit: section.boolean("audit", true),
+        permit_sample: section.number("permitSample", 100, 0..=1_000_000_000),
+    }
 }
 
 fn freshness(section: &Section<'_>) -> FreshnessSettings {

@@ -5,11 +5,13 @@
 
 pub mod admin;
 pub mod app;
-pub mod cache;
 pub mod config;
+pub mod decision_log;
 pub mod ext_authz;
 pub mod feed;
+pub mod introspection;
 pub mod lifecycle;
+pub mod memory;
 pub mod metrics;
 pub mod report;
 pub mod state;

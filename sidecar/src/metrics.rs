@@ -14,6 +14,7 @@ use prometheus::{
 
 use crate::ext_authz::Judge;
 use crate::feed::Cause;
+use crate::introspection::Outcome;
 use crate::state::StateReader;
 
 /// Seconds; a decision on a known token takes a few microseconds, a signature some fifty.
@@ -28,6 +29,41 @@ pub struct DecisionMetrics {
     /// By [`Reason::ALL`]'s order.
     denials: Vec<IntCounter>,
     seconds: Histogram,
+    shadow: IntCounterVec,
+}
+
+/// How a shadow policy's decision compares with the one in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShadowOutcome {
+    /// Both let through, or both refuse for one reason.
+    Same,
+    /// It would have refused.
+    WouldDeny,
+    /// It would have let through.
+    WouldPermit,
+    /// It would have refused for another reason.
+    OtherReason,
+}
+
+impl ShadowOutcome {
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::WouldDeny => "would_deny",
+            Self::WouldPermit => "would_permit",
+            Self::OtherReason => "other_reason",
+        }
+    }
+
+    fn of(decision: &Decision, shadow: &Decision) -> Self {
+        match (decision, shadow) {
+            (Decision::Permit(_), Decision::Denial(_)) => Self::WouldDeny,
+            (Decision::Denial(_), Decision::Permit(_)) => Self::WouldPermit,
+            (Decision::Denial(a), Decision::Denial(b)) if a.reason != b.reason => Self::OtherReason,
+            _ => Self::Same,
+        }
+    }
 }
 
 impl DecisionMetrics {
@@ -41,6 +77,14 @@ impl DecisionMetrics {
         let seconds = Histogram::with_opts(options.buckets(BUCKETS.to_vec()))?;
         registry.register(Box::new(decisions.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
+        let shadow = IntCounterVec::new(
+            Opts::new(
+                "atm_sidecar_shadow_decisions_total",
+                "Decisions of policies in shadow mode, compared with the ones in force.",
+            ),
+            &["policy", "outcome"],
+        )?;
+        registry.register(Box::new(shadow.clone()))?;
         Ok(Self {
             permits: decisions.with_label_values(&["permit"]),
             denials: Reason::ALL
@@ -48,7 +92,18 @@ impl DecisionMetrics {
                 .map(|reason| decisions.with_label_values(&[reason.as_str()]))
                 .collect(),
             seconds,
+            shadow,
         })
+    }
+
+    /// Counts what a shadow policy would have decided; whether that differs. Policies' names come from operators and are
+    /// bounded by the set's size.
+    pub fn observe_shadow(&self, decision: &Decision, shadow: &Decision) -> bool {
+        let outcome = ShadowOutcome::of(decision, shadow);
+        if let Some(rule) = shadow.rule() {
+            self.shadow.with_label_values(&[&*rule.policy, outcome.as_str()]).inc();
+        }
+        outcome != ShadowOutcome::Same
     }
 
     /// Counts one decision.
@@ -101,7 +156,10 @@ impl StateCollector {
     #[allow(clippy::cast_precision_loss)] // counts far below 2^53
     fn samples(&self) -> prometheus::Result<Vec<MetricFamily>> {
         let (state, status) = (self.reader.load(), self.reader.status());
-        let (hits, misses) = self.judge.cache().hits_and_misses();
+        let memory = self.judge.memory();
+        let (hits, misses) = memory.verified.hits_and_misses();
+        let (known, unknown) = memory.introspected.hits_and_misses();
+        let (recorded, dropped) = self.judge.log().recorded_and_dropped();
         let age = self.reader.feed_age_ms();
         let mut families = Vec::new();
         let gauges = [
@@ -130,7 +188,27 @@ impl StateCollector {
                 f64::from(u8::from(status.connected.load(Ordering::Relaxed))),
             ),
         ];
-        for (name, help, value) in gauges {
+        #[expect(clippy::cast_precision_loss, reason = "sizes far below 2^53")]
+        let sizes = [
+            (
+                "atm_sidecar_verified_token_cache_bytes",
+                "Bytes of verified tokens.",
+                memory.verified.bytes() as f64,
+            ),
+            (
+                "atm_sidecar_introspection_cache_bytes",
+                "Bytes of introspected credentials.",
+                memory.introspected.bytes() as f64,
+            ),
+            ("atm_sidecar_dpop_proofs", "DPoP proofs that are remembered.", memory.proofs.len() as f64),
+            (
+                "atm_sidecar_rules",
+                "Rules of the policies in force.",
+                state.view.policies.rules().len() as f64,
+            ),
+            ("atm_sidecar_issuers", "Trusted issuers.", state.view.issuers.len() as f64),
+        ];
+        for (name, help, value) in gauges.into_iter().chain(sizes) {
             let gauge = Gauge::new(name, help)?;
             gauge.set(value);
             families.extend(gauge.collect());
@@ -146,6 +224,18 @@ impl StateCollector {
                 "atm_sidecar_verified_token_cache_misses_total",
                 "Tokens whose signature was not known.",
                 misses,
+            ),
+            ("atm_sidecar_introspection_cache_hits_total", "Opaque credentials that were known.", known),
+            (
+                "atm_sidecar_introspection_cache_misses_total",
+                "Opaque credentials that were not known.",
+                unknown,
+            ),
+            ("atm_sidecar_decision_log_records_total", "Records of the decision log.", recorded),
+            (
+                "atm_sidecar_decision_log_dropped_total",
+                "Records dropped because the queue was full.",
+                dropped,
             ),
         ];
         for (name, help, value) in counters {
@@ -164,6 +254,14 @@ impl StateCollector {
             refused.with_label_values(&[cause.as_str()]).inc_by(status.refusals(cause));
         }
         families.extend(refused.collect());
+        let asked = IntCounterVec::new(
+            Opts::new("atm_sidecar_introspections_total", "Questions about opaque credentials, by outcome."),
+            &["outcome"],
+        )?;
+        for outcome in Outcome::ALL {
+            asked.with_label_values(&[outcome.as_str()]).inc_by(self.judge.introspector().count(outcome));
+        }
+        families.extend(asked.collect());
         Ok(families)
     }
 }

@@ -4,7 +4,7 @@ use atm_core::claims::Expectations;
 use atm_core::jws::UnverifiedToken;
 use atm_core::reason::Reason;
 use atm_core::time::UnixMillis;
-use atm_core::token::{KeyedToken, AuthenticToken};
+use atm_core::token::{AuthenticToken, KeyedToken};
 
 use super::Services;
 use crate::revocation::Selector;

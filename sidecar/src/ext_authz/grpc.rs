@@ -10,13 +10,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atm_core::request::Request;
 use bytes::{BufMut, Bytes, BytesMut};
 use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
 use http_body_util::BodyExt;
+use hyper::Response;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -170,11 +171,11 @@ impl<H: Health> Handler<H> {
         }
     }
 
-    async fn answer(mut self, request: Request<Incoming>) -> Result<Response<Reply>, Infallible> {
+    async fn answer(mut self, request: hyper::Request<Incoming>) -> Result<Response<Reply>, Infallible> {
         match request.uri().path() {
             CHECK => {
                 let message = read_message(request.into_body()).await;
-                Ok(Reply::message(encode(&check(&self.judge, message.as_deref()))))
+                Ok(Reply::message(encode(&check(&self.judge, message.as_deref()).await)))
             }
             path if path.starts_with(HEALTH) => {
                 let Ok(response) = self.health.call(request).await;
@@ -189,10 +190,13 @@ impl<H: Health> Handler<H> {
 }
 
 /// The answer to an encoded `CheckRequest`.
-fn check(judge: &Judge, message: Option<&[u8]>) -> CheckResponse {
+async fn check(judge: &Judge, message: Option<&[u8]>) -> CheckResponse {
     match message.map(Received::read) {
-        Some(Ok(received)) => check_response(&judge.judge(&received.request())),
-        Some(Err(_)) | None => check_response(&judge.unreadable()),
+        Some(Ok(received)) => {
+            let request = received.request(judge.trusts_forwarded_certificate());
+            check_response(&request, &judge.judge(&request).await)
+        }
+        Some(Err(_)) | None => check_response(&Request::default(), &judge.unreadable()),
     }
 }
 

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use atm_core::decision::{Decision, Permit};
-use atm_core::request::Request;
+use atm_core::policy::CredentialSource;
+use atm_core::request::{CertificateSource, Request};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -34,13 +35,32 @@ async fn check(
 ) -> Response<Body> {
     let headers: Vec<(&str, &[u8])> =
         parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-    let decision = match Line::of(&parts, &original) {
-        Some(Line { method, host, target }) => {
-            judge.judge(&Request { method, host, target, headers: &headers, extensions: &[] })
-        }
-        None => judge.unreadable(),
+    let Some(Line { method, host, target }) = Line::of(&parts, &original) else {
+        return answer(&Request::default(), &judge.unreadable());
     };
-    answer(&decision)
+    let forwarded = original.trust_forwarded;
+    let request = Request {
+        method,
+        scheme: if forwarded { only(&parts.headers, &["x-forwarded-proto"]).unwrap_or_default() } else { "" },
+        host,
+        target,
+        headers: &headers,
+        extensions: &[],
+        // The nearest hop is the last one; those before it are what clients say.
+        source_address: forwarded.then(|| nearest_hop(&parts.headers)).flatten(),
+        certificate: if judge.trusts_forwarded_certificate() {
+            CertificateSource::ForwardedHeader
+        } else {
+            CertificateSource::None
+        },
+    };
+    let decision = judge.judge(&request).await;
+    answer(&request, &decision)
+}
+
+fn nearest_hop(headers: &HeaderMap) -> Option<&str> {
+    let last = headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
+    last.rsplit(',').next().map(str::trim).filter(|address| !address.is_empty())
 }
 
 /// Method, host and target of the request to be judged.
@@ -88,9 +108,9 @@ fn only<'a>(headers: &'a HeaderMap, names: &[&str]) -> Option<&'a str> {
     if values.any(|value| value != first) { None } else { first.to_str().ok() }
 }
 
-fn answer(decision: &Decision) -> Response<Body> {
+fn answer(request: &Request<'_>, decision: &Decision) -> Response<Body> {
     match decision {
-        Decision::Permit(permit) => permitted(permit),
+        Decision::Permit(permit) => permitted(request, permit),
         Decision::Denial(denial) => {
             let mut answer = Response::new(Body::from(response::body(denial)));
             *answer.status_mut() =
@@ -103,19 +123,31 @@ fn answer(decision: &Decision) -> Response<Body> {
     }
 }
 
-fn permitted(permit: &Permit) -> Response<Body> {
+fn permitted(request: &Request<'_>, permit: &Permit) -> Response<Body> {
     let mut answer = Response::new(Body::empty());
     let mut remove = Vec::new();
-    for (name, value) in identity::HEADERS.into_iter().zip(identity::values(permit)) {
+    let fixed = identity::HEADERS.into_iter().zip(identity::values(permit));
+    for (name, value) in fixed.chain(identity::from_claims(permit)) {
         if value.is_none() {
             remove.push(name);
         }
         // Gateways other than Envoy can only be told to copy: an empty value replaces the client's.
         insert(&mut answer, name, value.as_deref().unwrap_or_default());
     }
-    if !permit.forward_token {
-        remove.push(&permit.credential_header);
+    for source in permit.stripped() {
+        match source {
+            CredentialSource::Scheme { header, .. } | CredentialSource::Header { header, .. } => {
+                remove.push(header);
+            }
+            CredentialSource::Cookie(name) => match identity::without_cookie(request, name) {
+                Some(rest) => insert(&mut answer, "cookie", &rest),
+                None => remove.push("cookie"),
+            },
+            // There is no way to say it over HTTP; the documentation says so.
+            CredentialSource::Query(_) => {}
+        }
     }
+    remove.dedup();
     if let Ok(remove) = HeaderValue::from_str(&remove.join(", ")) {
         answer.headers_mut().insert(REMOVE, remove);
     }
@@ -123,8 +155,8 @@ fn permitted(permit: &Permit) -> Response<Body> {
     answer
 }
 
-fn insert(answer: &mut Response<Body>, name: &'static str, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        answer.headers_mut().insert(HeaderName::from_static(name), value);
+fn insert(answer: &mut Response<Body>, name: &str, value: &str) {
+    if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+        answer.headers_mut().insert(name, value);
     }
 }

@@ -1,6 +1,7 @@
 //! What upstream services learn of a permitted request: headers whose client-sent copies never get through.
 
 use atm_core::decision::Permit;
+use atm_core::request::Request;
 
 /// Every identity header. Those that a permit has no value for are removed, or a client could send its own.
 pub(super) const HEADERS: [&str; 7] = [
@@ -24,9 +25,26 @@ pub(super) fn values(permit: &Permit) -> [Option<String>; HEADERS.len()] {
         scope,
         claims.and_then(|claims| claims.jti.clone()),
         claims.and_then(|claims| claims.session.clone()),
-        Some(permit.policy.to_string()),
+        Some(permit.rule.policy.to_string()),
     ]
     .map(|value| value.filter(|value| is_header_value(value)))
+}
+
+/// The headers that the rule makes from claims, each with its value; none where it is to be removed.
+pub(super) fn from_claims(permit: &Permit) -> impl Iterator<Item = (&str, Option<String>)> {
+    permit.rule.upstream.headers.iter().map(|header| {
+        let value = permit.token.as_ref().and_then(|token| header.value(&token.claims.raw));
+        (&*header.name, value.filter(|value| is_header_value(value)))
+    })
+}
+
+/// The `cookie` header without the cookie `name`; none where nothing is left of it.
+pub(super) fn without_cookie(request: &Request<'_>, name: &str) -> Option<String> {
+    let values = request.header_values("cookie").filter_map(|value| std::str::from_utf8(value).ok());
+    let pairs = values.flat_map(|value| value.split(';')).map(str::trim);
+    let others = pairs.filter(|pair| !pair.is_empty() && pair.split('=').next() != Some(name));
+    let rest: Vec<&str> = others.collect();
+    Some(rest.join("; ")).filter(|rest| is_header_value(rest))
 }
 
 /// Visible ASCII and inner spaces (RFC 9110 §5.5): a control character could split a header, other bytes are read in

@@ -1,6 +1,6 @@
 //! Envoy's `CheckRequest` as a core request.
 
-use atm_core::request::Request;
+use atm_core::request::{CertificateSource, Request};
 
 use super::protobuf::{Fields, Malformed, Value, entry, text};
 
@@ -13,6 +13,9 @@ pub(super) struct Received<'a> {
     method: &'a str,
     host: &'a str,
     target: &'a str,
+    scheme: &'a str,
+    source_address: &'a str,
+    certificate: &'a str,
     headers: Vec<(&'a str, &'a [u8])>,
     extensions: Vec<(&'a str, &'a str)>,
 }
@@ -36,6 +39,7 @@ impl<'a> Received<'a> {
         let mut http = false;
         for field in Fields::new(message) {
             match field? {
+                (1, value) => self.source(bytes(value)?)?,
                 (4, value) => {
                     for field in Fields::new(bytes(value)?) {
                         if let (2, value) = field? {
@@ -54,6 +58,34 @@ impl<'a> Received<'a> {
         Ok(http)
     }
 
+    /// `AttributeContext.Peer`: its address, and its certificate where Envoy was told to send it.
+    fn source(&mut self, message: &'a [u8]) -> Result<(), Malformed> {
+        for field in Fields::new(message) {
+            match field? {
+                (1, value) => {
+                    for field in Fields::new(bytes(value)?) {
+                        if let (1, value) = field? {
+                            self.socket_address(bytes(value)?)?;
+                        }
+                    }
+                }
+                (5, value) => self.certificate = text(bytes(value)?)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// `SocketAddress`.
+    fn socket_address(&mut self, message: &'a [u8]) -> Result<(), Malformed> {
+        for field in Fields::new(message) {
+            if let (2, value) = field? {
+                self.source_address = text(bytes(value)?)?;
+            }
+        }
+        Ok(())
+    }
+
     /// `AttributeContext.HttpRequest`. `query` and `fragment` are always empty: the path carries both, undecoded.
     fn http_request(&mut self, message: &'a [u8]) -> Result<(), Malformed> {
         self.headers.reserve(32);
@@ -66,6 +98,7 @@ impl<'a> Received<'a> {
                 }
                 (4, value) => self.target = text(bytes(value)?)?,
                 (5, value) => self.host = text(bytes(value)?)?,
+                (6, value) => self.scheme = text(bytes(value)?)?,
                 // With `encode_raw_headers`, `headers` is empty and this holds each header by itself.
                 (13, value) => {
                     for field in Fields::new(bytes(value)?) {
@@ -106,14 +139,21 @@ impl<'a> Received<'a> {
         Ok(())
     }
 
-    /// The request, lent to a decision.
-    pub(super) fn request(&self) -> Request<'_> {
+    /// The request, lent to a decision. Whether the header that tells of certificates is believed is the operator's to say.
+    pub(super) fn request(&self, trust_forwarded_certificate: bool) -> Request<'_> {
         Request {
             method: self.method,
+            scheme: self.scheme,
             host: self.host,
             target: self.target,
             headers: &self.headers,
             extensions: &self.extensions,
+            source_address: (!self.source_address.is_empty()).then_some(self.source_address),
+            certificate: match (trust_forwarded_certificate, self.certificate) {
+                (true, _) => CertificateSource::ForwardedHeader,
+                (false, "") => CertificateSource::None,
+                (false, certificate) => CertificateSource::Connection(certificate),
+            },
         }
     }
 }

@@ -3,24 +3,29 @@
 //! Only `status` decides, and an unset one means allow: every refusal here sets it, and no refusal is a gRPC error, which
 //! Envoy may be told to let through.
 
+use std::collections::HashMap;
+
 use atm_core::decision::{Decision, Denial, Permit};
+use atm_core::key::Algorithm;
+use atm_core::policy::{BindingNeed, CredentialSource, lookup};
 use atm_core::reason::Reason;
+use atm_core::request::Request;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse, OkHttpResponse};
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::protobuf::value::Kind;
-use envoy_types::pb::google::protobuf::{Struct, Value};
+use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
 use envoy_types::pb::google::rpc::Status;
 
 use super::identity;
 
 /// The answer to a check.
-pub(super) fn check_response(decision: &Decision) -> CheckResponse {
+pub(super) fn check_response(request: &Request<'_>, decision: &Decision) -> CheckResponse {
     match decision {
-        Decision::Permit(permit) => permitted(permit),
-        Decision::Denial(denial) => denied(denial),
+        Decision::Permit(permit) => permitted(request, permit),
+        Decision::Denial(denial) => denied(request, denial),
     }
 }
 
@@ -46,19 +51,37 @@ pub(super) fn headers(denial: &Denial) -> Vec<(&'static str, String)> {
         ("cache-control", "no-store".to_owned()),
         ("x-atm-reason", reason.as_str().to_owned()),
     ];
-    let challenged = reason.status() == 401 || reason.error().is_some();
-    if challenged {
-        let mut challenge = "Bearer realm=\"atm\"".to_owned();
-        if let Some(error) = reason.error() {
-            let description = reason.description();
-            challenge = format!("{challenge}, error=\"{error}\", error_description=\"{description}\"");
-        }
-        if !denial.scope.is_empty() {
-            challenge = format!("{challenge}, scope=\"{}\"", denial.scope.join(" "));
-        }
-        headers.push(("www-authenticate", challenge));
+    if reason.status() == 401 || reason.error().is_some() {
+        headers.push(("www-authenticate", challenge(denial)));
+    }
+    if let Some(nonce) = &denial.nonce {
+        headers.push(("dpop-nonce", nonce.clone()));
     }
     headers
+}
+
+/// The challenge of the scheme that is asked for: `DPoP` (RFC 9449 §7.1) where a proof is or the rule takes nothing else,
+/// `Bearer` (RFC 6750 §3) elsewhere.
+fn challenge(denial: &Denial) -> String {
+    let reason = denial.reason;
+    let dpop = reason.is_of_proof()
+        || reason == Reason::SchemeMismatch
+        || denial.requirements().is_some_and(|rule| rule.binding == BindingNeed::Dpop);
+    let mut challenge = if dpop {
+        format!("DPoP realm=\"atm\", algs=\"{}\"", algorithms())
+    } else {
+        "Bearer realm=\"atm\"".to_owned()
+    };
+    if let Some(error) = reason.error() {
+        let description = reason.description();
+        challenge = format!("{challenge}, error=\"{error}\", error_description=\"{description}\"");
+    }
+    let scope: Vec<&str> = denial.scope().collect();
+    if scope.is_empty() { challenge } else { format!("{challenge}, scope=\"{}\"", scope.join(" ")) }
+}
+
+fn algorithms() -> String {
+    Algorithm::ALL.map(Algorithm::as_str).join(" ")
 }
 
 fn title(status: u16) -> &'static str {
@@ -70,35 +93,52 @@ fn title(status: u16) -> &'static str {
     }
 }
 
-fn permitted(permit: &Permit) -> CheckResponse {
+fn permitted(request: &Request<'_>, permit: &Permit) -> CheckResponse {
     let mut set = Vec::with_capacity(identity::HEADERS.len());
     let mut remove = Vec::new();
-    for (name, value) in identity::HEADERS.into_iter().zip(identity::values(permit)) {
+    let fixed = identity::HEADERS.into_iter().zip(identity::values(permit));
+    for (name, value) in fixed.chain(identity::from_claims(permit)) {
         match value {
             Some(value) => set.push(header(name, value)),
             None => remove.push(name.to_owned()),
         }
     }
-    if !permit.forward_token {
-        remove.push(permit.credential_header.to_string());
+    let mut query_parameters_to_remove = Vec::new();
+    for source in permit.stripped() {
+        match source {
+            CredentialSource::Scheme { header, .. } | CredentialSource::Header { header, .. } => {
+                remove.push(header.to_string());
+            }
+            CredentialSource::Cookie(name) => match identity::without_cookie(request, name) {
+                Some(rest) => set.push(header("cookie", rest)),
+                None => remove.push("cookie".to_owned()),
+            },
+            CredentialSource::Query(name) => query_parameters_to_remove.push(name.to_string()),
+        }
     }
+    remove.dedup();
     CheckResponse {
         status: Some(Status { code: 0, ..Status::default() }),
         dynamic_metadata: Some(metadata(permit)),
         http_response: Some(HttpResponse::OkResponse(OkHttpResponse {
             headers: set,
             headers_to_remove: remove,
+            query_parameters_to_remove,
             ..OkHttpResponse::default()
         })),
     }
 }
 
-fn denied(denial: &Denial) -> CheckResponse {
+fn denied(request: &Request<'_>, denial: &Denial) -> CheckResponse {
     let reason = denial.reason;
+    // Envoy turns the answer into gRPC's own (status in a header, HTTP 200) and the body into its message.
+    let is_grpc = request.header_values("content-type").any(|value| value.starts_with(b"application/grpc"));
+    let body = if is_grpc { reason.description().to_owned() } else { body(denial) };
     let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
-    let mut fields = std::collections::HashMap::from([("reason".to_owned(), text(reason.as_str()))]);
-    if let Some(policy) = &denial.policy {
-        fields.insert("policy".to_owned(), text(policy));
+    let mut fields = HashMap::from([("reason".to_owned(), text(reason.as_str()))]);
+    if let Some(rule) = &denial.rule {
+        fields.insert("policy".to_owned(), text(&rule.policy));
+        fields.insert("rule".to_owned(), text(&rule.name));
     }
     CheckResponse {
         status: Some(Status { code: code(reason), message: reason.as_str().to_owned(), ..Status::default() }),
@@ -106,7 +146,7 @@ fn denied(denial: &Denial) -> CheckResponse {
         http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
             status: Some(HttpStatus { code: i32::from(reason.status()) }),
             headers: headers(denial).into_iter().map(|(name, value)| header(name, value)).collect(),
-            body: body(denial),
+            body,
         })),
     }
 }
@@ -127,9 +167,9 @@ fn header(name: &str, value: String) -> HeaderValueOption {
 
 fn metadata(permit: &Permit) -> Struct {
     let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
-    let mut fields = std::collections::HashMap::from([
-        ("policy".to_owned(), text(&permit.policy)),
-        ("rule".to_owned(), text(&permit.rule_name)),
+    let mut fields = HashMap::from([
+        ("policy".to_owned(), text(&permit.rule.policy)),
+        ("rule".to_owned(), text(&permit.rule.name)),
         ("reason".to_owned(), text("permit")),
         ("freshness".to_owned(), text(permit.freshness.as_str())),
     ]);
@@ -146,8 +186,33 @@ fn metadata(permit: &Permit) -> Struct {
         add("jti", claims.jti.as_deref());
         add("session", claims.session.as_deref());
         add("scope", Some(&claims.scope.join(" ")));
+        let chosen = permit.rule.upstream.metadata.iter();
+        let chosen: HashMap<String, Value> = chosen
+            .filter_map(|path| Some((path.last()?.clone(), protobuf(lookup(&claims.raw, path)?))))
+            .collect();
+        if !chosen.is_empty() {
+            let kind = Some(Kind::StructValue(Struct { fields: chosen }));
+            fields.insert("claims".to_owned(), Value { kind });
+        }
     }
     Struct { fields }
+}
+
+/// A claim as Envoy's metadata has it.
+fn protobuf(json: &serde_json::Value) -> Value {
+    let kind = match json {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(value) => Kind::BoolValue(*value),
+        serde_json::Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        serde_json::Value::String(text) => Kind::StringValue(text.clone()),
+        serde_json::Value::Array(values) => {
+            Kind::ListValue(ListValue { values: values.iter().map(protobuf).collect() })
+        }
+        serde_json::Value::Object(members) => Kind::StructValue(Struct {
+            fields: members.iter().map(|(name, value)| (name.clone(), protobuf(value))).collect(),
+        }),
+    };
+    Value { kind: Some(kind) }
 }
 
 #[cfg(test)]
@@ -157,7 +222,7 @@ mod tests {
     #[test]
     fn no_refusal_reads_as_an_allow() {
         for reason in Reason::ALL {
-            let response = check_response(&Decision::Denial(Denial::new(*reason)));
+            let response = check_response(&Request::default(), &Decision::Denial(Denial::new(*reason)));
             assert_ne!(response.status.unwrap().code, 0, "{reason:?}");
             let Some(HttpResponse::DeniedResponse(denied)) = response.http_response else {
                 panic!("{reason:?}")
