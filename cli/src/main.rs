@@ -9,14 +9,17 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod admin_api;
+mod api_key;
 mod client;
 mod connection;
 mod dev;
+mod explain;
 mod fleet;
 mod http_client;
 mod keys;
 mod output;
 mod policy;
+mod policy_table;
 mod revoke;
 mod token;
 mod token_input;
@@ -49,12 +52,17 @@ enum Command {
     Token(token::Command),
     /// Revoke tokens: one, or all of a session, subject, client, realm, issuer or key
     Revoke(revoke::Revoke),
+    /// API keys: long-lived credentials for machines
+    #[command(subcommand)]
+    ApiKey(api_key::Command),
     /// Signing keys
     #[command(subcommand)]
     Keys(keys::Command),
     /// Policies: what requests are let through
     #[command(subcommand)]
     Policy(policy::Command),
+    /// How a sidecar would decide one request now: every step, which rule, and why
+    Explain(explain::Explain),
     /// The sidecars, and the revision each enforces
     Fleet,
     /// Print a completion script, for example: source <(atmctl completions bash)
@@ -86,8 +94,10 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Token(command) => return command.run(connection).await,
         Command::Revoke(command) => return command.run(connection).await,
         Command::Keys(command) => return command.run(connection).await,
+        Command::Explain(explain) => return explain.run(connection).await,
+        Command::Policy(command) => return command.run(connection).await,
+        Command::ApiKey(command) => command.run(connection).await?,
         Command::Client(command) => command.run(connection).await?,
-        Command::Policy(command) => command.run(connection).await?,
         Command::Fleet => fleet::run(connection).await?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -2,15 +2,18 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
-use atm_core::policy::{self, PolicyError};
+use atm_core::policy::{self, PolicyError, PolicySet};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use crate::admin_api::AdminApi;
 use crate::connection::Connection;
 use crate::output::{self, Format, cell, instant, number, text};
+
+mod tuning;
 
 /// Policies.
 #[derive(Debug, Subcommand)]
@@ -39,13 +42,73 @@ pub(crate) enum Command {
         /// The version to bring back; the one before the current when left out
         version: Option<u64>,
     },
+    /// Judge tables of requests with expected outcomes, without a control plane
+    Test {
+        /// Tables: YAML files with `tests`
+        #[arg(required = true, value_name = "TABLE")]
+        tables: Vec<PathBuf>,
+        /// Policy files, or directories of them
+        #[arg(long = "policy", required = true, value_name = "FILE")]
+        policies: Vec<PathBuf>,
+        /// Show every step of the tests that fail
+        #[arg(long)]
+        explain: bool,
+    },
+    /// What these files would change: rules added, removed and changed
+    Diff {
+        /// YAML files, or directories whose *.yaml files are meant
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Compare with these files instead of the set in force
+        #[arg(long, value_name = "FILE")]
+        against: Vec<PathBuf>,
+    },
+    /// Judge recorded decisions again by these files, and show what would change
+    Replay {
+        /// Decision logs: JSON, one record a line; - for standard input
+        #[arg(required = true, value_name = "LOG")]
+        logs: Vec<PathBuf>,
+        /// Policy files, or directories of them
+        #[arg(long = "policy", required = true, value_name = "FILE")]
+        policies: Vec<PathBuf>,
+    },
+    /// Enforce one policy of the set in force for a share of the requests
+    Rollout {
+        /// The policy's name
+        name: String,
+        /// The share: more than 0, at most 100
+        #[arg(long)]
+        percent: f64,
+    },
+    /// Print the JSON Schema of policy documents, for editors
+    Schema,
 }
 
 impl Command {
     /// Does it.
-    pub(crate) async fn run(self, connection: &Connection) -> Result<()> {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<ExitCode> {
         let format = connection.output;
         match self {
+            Self::Test { tables, policies, explain } => {
+                return tuning::test(&tables, &policies, explain, format);
+            }
+            Self::Replay { logs, policies } => return tuning::replay(&logs, &policies, format),
+            Self::Diff { files, against } => {
+                let before = if against.is_empty() {
+                    documents_of(&connection.admin()?.get(&["policies"]).await?)
+                } else {
+                    Documents::read(&against)?.texts
+                };
+                return tuning::diff(&before, &Documents::read(&files)?, format);
+            }
+            Self::Rollout { name, percent } => {
+                let admin = connection.admin()?;
+                let documents = documents_of(&admin.get(&["policies"]).await?);
+                let documents = tuning::with_rollout(documents, &name, percent)?;
+                let applied = admin.put(&["policies"], &json!({ "documents": documents })).await?;
+                output::show(&applied, format, &in_force(&applied))
+            }
+            Self::Schema => output::print_json(&policy::json_schema()),
             Self::Check { files } => {
                 let documents = Documents::read(&files)?;
                 let rules = documents.check()?;
@@ -61,17 +124,20 @@ impl Command {
                 let version = version.map(|version| version.to_string());
                 let path = std::iter::once("policies").chain(version.as_deref()).collect::<Vec<_>>();
                 let policies = connection.admin()?.get(&path).await?;
-                let documents: Vec<String> =
-                    policies["documents"].as_array().into_iter().flatten().map(text).collect();
-                output::show(&policies, format, &documents.join("\n---\n"))
+                output::show(&policies, format, &documents_of(&policies).join("\n---\n"))
             }
             Self::Rollback { version } => {
                 let body = version.map_or_else(|| json!({}), |version| json!({ "version": version }));
                 let applied = connection.admin()?.post(&["policies", "rollback"], &body).await?;
                 output::show(&applied, format, &in_force(&applied))
             }
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
+}
+
+fn documents_of(policies: &Value) -> Vec<String> {
+    policies["documents"].as_array().into_iter().flatten().map(text).collect()
 }
 
 async fn apply(admin: &AdminApi, files: &[PathBuf], format: Format) -> Result<()> {
@@ -159,10 +225,12 @@ impl Documents {
 
     /// The number of rules, or every mistake with its file, line and column.
     fn check(&self) -> Result<usize> {
-        match policy::compile(&self.texts) {
-            Ok(set) => Ok(set.rules().len()),
-            Err(mistakes) => Err(anyhow!(self.describe(&mistakes))),
-        }
+        Ok(self.compile()?.rules().len())
+    }
+
+    /// The compiled set, or every mistake with its file, line and column.
+    fn compile(&self) -> Result<PolicySet> {
+        policy::compile(&self.texts).map_err(|mistakes| anyhow!(self.describe(&mistakes)))
     }
 
     fn describe(&self, mistakes: &[PolicyError]) -> String {
@@ -198,7 +266,9 @@ fn expand(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
         let file = entry.with_context(|| format!("cannot read {}", path.display()))?.path();
-        if file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+        // Tables of tests lie beside the policies that they are for.
+        let is_table = file.to_string_lossy().ends_with(".test.yaml");
+        if !is_table && file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
             files.push(file);
         }
     }

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::api_keys::ApiKeys;
 use crate::config::{Config, Secrets, TlsFiles};
 use crate::feed::{Feed, FeedError, FeedHandle, FeedSettings};
 use crate::http::{self, Services, admin, oauth};
@@ -183,6 +184,16 @@ async fn assemble(
         Revocations::new(store.clone(), feed.clone(), Arc::clone(&clock), keys.clone(), &config.issuer);
     let registry =
         Registry::new(store.clone(), Arc::clone(&clock), secrets.root_key.hasher()?, revocations.clone());
+    let api_keys = ApiKeys::new(
+        store.clone(),
+        Arc::clone(&clock),
+        secrets.root_key.hasher()?,
+        feed.clone(),
+        revocations.clone(),
+        &config.issuer,
+    );
+    let answering = answer_until(feed.clone(), api_keys.clone(), lifecycle.background_ends());
+    lifecycle.spawn_background("introspection", answering);
     let issuance = Issuance::new(
         keys.clone(),
         IssuanceSettings {
@@ -201,11 +212,16 @@ async fn assemble(
         feed,
         keys,
         registry,
+        api_keys,
         issuance,
         revocations,
         metrics,
         readiness: lifecycle.readiness().clone(),
     })
+}
+
+async fn answer_until(feed: FeedHandle, api_keys: ApiKeys, shutdown: CancellationToken) {
+    shutdown.run_until_cancelled(feed.answer_introspection(api_keys)).await;
 }
 
 async fn start_keys(

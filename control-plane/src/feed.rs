@@ -26,6 +26,7 @@ mod connection;
 mod epoch;
 mod fleet;
 mod heartbeat;
+mod introspect;
 mod packing;
 mod relay;
 mod resync;
@@ -103,6 +104,8 @@ pub struct FeedCounters {
     pub heartbeats: u64,
     /// Requests for missing change sets answered.
     pub resync_replies: u64,
+    /// Questions about opaque credentials answered.
+    pub introspection_replies: u64,
     /// Sidecar reports taken.
     pub reports: u64,
     /// Sidecar reports that were malformed or beyond the bound.
@@ -117,6 +120,7 @@ struct Counters {
     publish_failures: AtomicU64,
     heartbeats: AtomicU64,
     resync_replies: AtomicU64,
+    introspection_replies: AtomicU64,
     reports: AtomicU64,
     reports_refused: AtomicU64,
 }
@@ -203,9 +207,9 @@ impl Feed {
         tasks.spawn(until(shutdown.clone(), relay::run(Arc::clone(&shared), client.clone())));
         tasks.spawn(until(shutdown.clone(), heartbeat::run(Arc::clone(&shared), client.clone())));
         tasks.spawn(until(shutdown.clone(), resync::run(Arc::clone(&shared), client.clone())));
-        tasks.spawn(until(shutdown.clone(), fleet::run(Arc::clone(&shared), client)));
+        tasks.spawn(until(shutdown.clone(), fleet::run(Arc::clone(&shared), client.clone())));
         tasks.spawn(until(shutdown, upkeep::run(Arc::clone(&shared))));
-        Ok((FeedHandle(shared), tasks))
+        Ok((FeedHandle(shared, client), tasks))
     }
 }
 
@@ -219,7 +223,7 @@ async fn until(shutdown: CancellationToken, task: impl Future<Output = ()>) {
 
 /// The running feed; clones share it.
 #[derive(Debug, Clone)]
-pub struct FeedHandle(Arc<Shared>);
+pub struct FeedHandle(Arc<Shared>, async_nats::Client);
 
 impl FeedHandle {
     /// How far the log has come.
@@ -290,6 +294,7 @@ impl FeedHandle {
             publish_failures: read(&counters.publish_failures),
             heartbeats: read(&counters.heartbeats),
             resync_replies: read(&counters.resync_replies),
+            introspection_replies: read(&counters.introspection_replies),
             reports: read(&counters.reports),
             reports_refused: read(&counters.reports_refused),
         }

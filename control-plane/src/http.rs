@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
+use crate::api_keys::ApiKeys;
 use crate::clock::IssueClock;
 use crate::feed::FeedHandle;
 use crate::issuance::Issuance;
@@ -55,6 +56,8 @@ pub struct Services {
     pub keys: Keys,
     /// Clients.
     pub registry: Registry,
+    /// API keys.
+    pub api_keys: ApiKeys,
     /// Tokens.
     pub issuance: Issuance,
     /// Revocations.

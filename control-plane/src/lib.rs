@@ -1,6 +1,7 @@
 //! The control plane: issues tokens, owns keys and clients, revokes, and publishes the signed feed that every sidecar
 //! follows. The store is the truth; NATS is an untrusted carrier that may be away.
 
+pub mod api_keys;
 pub mod app;
 pub mod clock;
 pub mod config;

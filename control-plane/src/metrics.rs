@@ -26,6 +26,8 @@ pub enum Endpoint {
     Discovery,
     /// `/admin/v1/clients`
     AdminClients,
+    /// `/admin/v1/api-keys`
+    AdminApiKeys,
     /// `/admin/v1/keys`
     AdminKeys,
     /// `/admin/v1/revocations`
@@ -37,12 +39,13 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Token,
         Self::Introspect,
         Self::Revoke,
         Self::Discovery,
         Self::AdminClients,
+        Self::AdminApiKeys,
         Self::AdminKeys,
         Self::AdminRevocations,
         Self::AdminPolicies,
@@ -56,6 +59,7 @@ impl Endpoint {
             Self::Revoke => "revoke",
             Self::Discovery => "discovery",
             Self::AdminClients => "admin_clients",
+            Self::AdminApiKeys => "admin_api_keys",
             Self::AdminKeys => "admin_keys",
             Self::AdminRevocations => "admin_revocations",
             Self::AdminPolicies => "admin_policies",
@@ -100,6 +104,7 @@ struct FeedMetrics {
     publish_failures: IntCounter,
     heartbeats: IntCounter,
     resync_replies: IntCounter,
+    introspection_replies: IntCounter,
     reports: IntCounter,
     reports_refused: IntCounter,
     /// What the counters show already; held while they are brought up to date.
@@ -209,6 +214,10 @@ impl FeedMetrics {
             publish_failures: total("publish_failures_total", "Publications that were tried again.")?,
             heartbeats: total("heartbeats_total", "Heartbeats sent.")?,
             resync_replies: total("resync_replies_total", "Requests for missing change sets answered.")?,
+            introspection_replies: total(
+                "introspection_replies_total",
+                "Questions of sidecars about opaque credentials answered.",
+            )?,
             reports: total("sidecar_reports_total", "Sidecar reports taken.")?,
             reports_refused: total("sidecar_reports_refused_total", "Sidecar reports refused.")?,
             shown: Mutex::default(),
@@ -237,6 +246,7 @@ impl FeedMetrics {
         add(&self.publish_failures, now.publish_failures, shown.publish_failures);
         add(&self.heartbeats, now.heartbeats, shown.heartbeats);
         add(&self.resync_replies, now.resync_replies, shown.resync_replies);
+        add(&self.introspection_replies, now.introspection_replies, shown.introspection_replies);
         add(&self.reports, now.reports, shown.reports);
         add(&self.reports_refused, now.reports_refused, shown.reports_refused);
         *shown = now;

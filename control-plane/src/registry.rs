@@ -13,6 +13,7 @@ use crate::store::{Store, StoreError, clients};
 mod validation;
 
 pub use validation::FieldError;
+pub(crate) use validation::check_common;
 
 /// Whether a client may get tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,13 +106,13 @@ pub struct ClientChange {
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// Fields that cannot be accepted, all of them.
-    #[error("{} of the client's fields cannot be accepted", .0.len())]
+    #[error("{} fields cannot be accepted", .0.len())]
     Invalid(Vec<FieldError>),
     /// The id is taken.
-    #[error("a client with this id exists already")]
+    #[error("one with this id exists already")]
     Exists,
     /// No such client.
-    #[error("no client has this id")]
+    #[error("there is none with this id")]
     NotFound,
     /// The client was changed, and its tokens could not be revoked; call again.
     #[error(transparent)]

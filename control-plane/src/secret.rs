@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use atm_core::opaque::{self, ALPHABET, BODY_LENGTH, CHECKSUM_LENGTH, OpaqueKind, checksum};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{constant_time, digest, hkdf, hmac, rand};
 use base64::Engine;
@@ -50,17 +51,11 @@ impl SecretKind {
         match self {
             Self::ClientSecret => "atm_cs_",
             Self::RefreshToken => "atm_rt_",
-            Self::ApiKey => "atm_ak_",
-            Self::AccessToken => "atm_at_",
+            Self::ApiKey => OpaqueKind::ApiKey.prefix(),
+            Self::AccessToken => OpaqueKind::AccessToken.prefix(),
         }
     }
 }
-
-const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-/// Characters of 256 bits in base 62.
-const BODY_LENGTH: usize = 43;
-/// Characters of a CRC-32 in base 62.
-const CHECKSUM_LENGTH: usize = 6;
 
 /// A new secret: prefix, 43 characters of randomness, 6 of checksum.
 pub fn mint(kind: SecretKind) -> Result<Zeroizing<String>, SecretError> {
@@ -77,15 +72,7 @@ pub fn mint(kind: SecretKind) -> Result<Zeroizing<String>, SecretError> {
 
 /// Whether `text` can be a secret of this kind: prefix, length, alphabet and checksum. Says nothing of its validity.
 pub fn is_well_formed(kind: SecretKind, text: &str) -> bool {
-    let prefix = kind.prefix();
-    if text.len() != prefix.len() + BODY_LENGTH + CHECKSUM_LENGTH || !text.starts_with(prefix) {
-        return false;
-    }
-    // ASCII from here on, so the byte position is a character boundary.
-    text.bytes().skip(prefix.len()).all(|byte| byte.is_ascii_alphanumeric())
-        && text
-            .split_at_checked(text.len() - CHECKSUM_LENGTH)
-            .is_some_and(|(head, tail)| checksum(head) == tail)
+    opaque::is_well_formed(kind.prefix(), text)
 }
 
 /// A random identifier of 128 bits: 22 characters of base 62.
@@ -98,10 +85,6 @@ pub fn random_id() -> Result<String, SecretError> {
 /// Whether both are the same bytes, in time that depends on their lengths only.
 pub fn constant_time_equal(a: &[u8], b: &[u8]) -> bool {
     constant_time::verify_slices_are_equal(a, b).is_ok()
-}
-
-fn checksum(text: &str) -> String {
-    base62(&crc32(text.as_bytes()).to_be_bytes(), CHECKSUM_LENGTH)
 }
 
 /// Big-endian base conversion to a fixed width. The width must hold all of `bytes`.
@@ -118,16 +101,6 @@ fn base62(bytes: &[u8], width: usize) -> String {
         *digit = ALPHABET[remainder as usize];
     }
     digits.iter().map(|digit| char::from(*digit)).collect()
-}
-
-/// CRC-32 (IEEE 802.3), bit by bit: it runs over 50 bytes.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(
-            crc ^ u32::from(*byte),
-            |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 },
-        )
-    })
 }
 
 /// The one key that an operator keeps for us, from a file or the environment. Everything at rest hangs on it: the hashes
@@ -286,8 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_the_crc_that_everyone_has() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    fn numbers_keep_their_width_in_base_62() {
         assert_eq!(base62(&[0, 61], 2), "0z");
         assert_eq!(base62(&[0, 62], 2), "10");
         assert_eq!(base62(&[255; 32], 43).len(), 43);

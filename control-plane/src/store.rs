@@ -16,6 +16,7 @@ use sqlx::{Sqlite, SqlitePool};
 use crate::clock::IssueClock;
 use crate::secret;
 
+pub(crate) mod api_keys;
 pub(crate) mod clients;
 pub(crate) mod enforcement;
 pub(crate) mod log;

@@ -11,6 +11,7 @@ use super::problem::Problem;
 use super::{Shared, enclosed, health, measured, uncached};
 use crate::metrics::Endpoint;
 
+mod api_keys;
 mod auth;
 mod clients;
 mod feed;
@@ -30,6 +31,7 @@ const ACTOR: &str = "admin";
 pub fn router(services: Shared) -> Router {
     let api = Router::new()
         .merge(measured(&services, Endpoint::AdminClients, client_routes()))
+        .merge(measured(&services, Endpoint::AdminApiKeys, api_key_routes()))
         .merge(measured(&services, Endpoint::AdminKeys, key_routes()))
         .merge(measured(&services, Endpoint::AdminPolicies, policy_routes()))
         .merge(measured(&services, Endpoint::AdminFleet, fleet_routes()))
@@ -51,6 +53,13 @@ fn client_routes() -> Router<Shared> {
     Router::new().route("/admin/v1/clients", get(clients::list).post(clients::create)).route(
         "/admin/v1/clients/{client_id}",
         get(clients::show).patch(clients::change).delete(clients::delete),
+    )
+}
+
+fn api_key_routes() -> Router<Shared> {
+    Router::new().route("/admin/v1/api-keys", get(api_keys::list).post(api_keys::create)).route(
+        "/admin/v1/api-keys/{id}",
+        get(api_keys::show).patch(api_keys::change).delete(api_keys::revoke),
     )
 }
 

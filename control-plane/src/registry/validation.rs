@@ -42,6 +42,13 @@ pub(super) fn check_client(client: &Client) -> Result<(), Vec<FieldError>> {
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
+/// Mistakes in what clients and API keys have in common.
+pub(crate) fn check_common(name: Option<&str>, scopes: &[String], audiences: &[String]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    fields(&mut errors, name, scopes, audiences, None);
+    errors
+}
+
 fn fields(
     errors: &mut Vec<FieldError>,
     name: Option<&str>,

@@ -73,10 +73,21 @@ pub(crate) fn claims(mint: &TokenMint, other: &TokenMint) -> Vec<Case> {
         ),
         row("client_id as a number", token().claim("client_id", 7).sign(), "claim_malformed"),
         row(
-            "bound to a key (cnf)",
-            token().claim("cnf", json!({ "jkt": "x" })).sign(),
+            "bound in a way that is not known (cnf)",
+            token().claim("cnf", json!({ "jwk": {} })).sign(),
             "binding_unsupported",
         ),
+        (
+            "bound to a DPoP key, and sent as a bearer token",
+            token().claim("cnf", json!({ "jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I" })).sign(),
+            "scheme_mismatch",
+        ),
+        (
+            "bound to a client certificate that is not there",
+            token().claim("cnf", json!({ "x5t#S256": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I" })).sign(),
+            "certificate_missing",
+        ),
+        ("a thumbprint that is none", token().claim("cnf", json!({ "jkt": "x" })).sign(), "claim_malformed"),
         row("cnf as a string", token().claim("cnf", "x").sign(), "claim_malformed"),
     ];
     for claim in ["iss", "sub", "aud", "exp", "iat", "jti", "client_id"] {

@@ -40,7 +40,7 @@ fn http(headers: &[(&str, &str)]) -> HttpRequest {
 fn the_path_keeps_its_query_undecoded_and_the_host_its_port() {
     let message = encode(Some(http(&[])), &[("atm-policy", "orders")]);
     let received = Received::read(&message).unwrap();
-    let request = received.request();
+    let request = received.request(false);
     assert_eq!((request.method, request.target, request.host), ("GET", "/orders/7?a=%2F", "[::1]:8080"));
     assert_eq!(request.extension("atm-policy"), Some("orders"));
 }
@@ -52,7 +52,7 @@ fn joined_headers_arrive_without_pseudo_headers() {
         &[],
     );
     let received = Received::read(&message).unwrap();
-    let request = received.request();
+    let request = received.request(false);
     assert_eq!(request.headers.len(), 2);
     assert_eq!(request.header_values("authorization").collect::<Vec<_>>(), [b"Bearer a,Bearer b"]);
 }
@@ -69,7 +69,7 @@ fn raw_headers_keep_every_value_and_every_byte() {
     request.header_map = Some(HeaderMap { headers: vec![value(b"Bearer a"), value(b"\xff\x00"), plain] });
     let message = encode(Some(request), &[]);
     let received = Received::read(&message).unwrap();
-    let request = received.request();
+    let request = received.request(false);
     let values: Vec<&[u8]> = request.header_values("authorization").collect();
     assert_eq!(values, [&b"Bearer a"[..], b"\xff\x00"]);
     assert_eq!(request.header_values("accept").collect::<Vec<_>>(), [b"*/*"]);
