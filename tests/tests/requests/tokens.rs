@@ -77,17 +77,21 @@ pub(crate) fn claims(mint: &TokenMint, other: &TokenMint) -> Vec<Case> {
             token().claim("cnf", json!({ "jwk": {} })).sign(),
             "binding_unsupported",
         ),
-        (
+        row(
             "bound to a DPoP key, and sent as a bearer token",
             token().claim("cnf", json!({ "jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I" })).sign(),
             "scheme_mismatch",
         ),
-        (
+        row(
             "bound to a client certificate that is not there",
             token().claim("cnf", json!({ "x5t#S256": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I" })).sign(),
             "certificate_missing",
         ),
-        ("a thumbprint that is none", token().claim("cnf", json!({ "jkt": "x" })).sign(), "claim_malformed"),
+        row(
+            "a thumbprint that is none",
+            token().claim("cnf", json!({ "jkt": "x" })).sign(),
+            "claim_malformed",
+        ),
         row("cnf as a string", token().claim("cnf", "x").sign(), "claim_malformed"),
     ];
     for claim in ["iss", "sub", "aud", "exp", "iat", "jti", "client_id"] {
