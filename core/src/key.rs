@@ -12,6 +12,12 @@ use crate::jwk;
 
 /// Length of a key id at most, in bytes.
 pub const MAX_KID_BYTES: usize = 256;
+/// Stands for a missing `typ` in [`Issuer::with_token_types`].
+pub const NO_TOKEN_TYPE: &str = "none";
+/// The `typ` of a JWT access token (RFC 9068 §2.1).
+const ACCESS_TOKEN_TYPE: &str = "at+jwt";
+/// What a `typ` may leave out (RFC 7515 §4.1.9).
+const APPLICATION: &str = "application/";
 /// Sizes of RSA moduli that are accepted, in bits (RFC 7518 §3.3 asks for 2048 or more).
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
@@ -231,12 +237,22 @@ pub struct Issuer {
     name: Arc<str>,
     realm: Option<Arc<str>>,
     keys: Vec<VerificationKey>,
+    token_types: Vec<String>,
 }
 
 impl Issuer {
     /// The issuer `name` (exactly as in `iss`), of the realm that owns it, if one of ours does.
     pub fn new(name: impl Into<Arc<str>>, realm: Option<String>, keys: Vec<VerificationKey>) -> Self {
-        Self { name: name.into(), realm: realm.map(Into::into), keys }
+        Self { name: name.into(), realm: realm.map(Into::into), keys, token_types: Vec::new() }
+    }
+
+    /// The same issuer, whose access tokens have one of these `typ` values; [`NO_TOKEN_TYPE`] stands for a missing one.
+    /// Empty: `at+jwt` alone (RFC 9068 §4). An ID token has `JWT` or none, so with these only the audience tells it from an
+    /// access token. For an issuer of our own realms this changes nothing: they sign `at+jwt`.
+    #[must_use]
+    pub fn with_token_types(mut self, token_types: Vec<String>) -> Self {
+        self.token_types = token_types;
+        self
     }
 
     /// Exactly as in the tokens' `iss`.
@@ -254,10 +270,35 @@ impl Issuer {
         &self.keys
     }
 
+    /// The `typ` values of its access tokens, as they were given; empty for `at+jwt` alone.
+    pub fn token_types(&self) -> &[String] {
+        &self.token_types
+    }
+
+    /// Whether its access tokens may have this `typ`.
+    pub fn takes_type(&self, typ: Option<&str>) -> bool {
+        if self.realm.is_some() || self.token_types.is_empty() {
+            return typ.is_some_and(|typ| is_media_type(typ, ACCESS_TOKEN_TYPE));
+        }
+        self.token_types.iter().any(|taken| match typ {
+            None => taken == NO_TOKEN_TYPE,
+            Some(typ) => taken != NO_TOKEN_TYPE && is_media_type(typ, taken),
+        })
+    }
+
     /// The key of that id.
     pub fn key(&self, kid: &str) -> Option<&VerificationKey> {
         self.keys.iter().find(|key| key.kid() == kid)
     }
+}
+
+/// Whether both name one media type: in any case, and `application/` may be left out (RFC 7515 §4.1.9).
+fn is_media_type(typ: &str, expected: &str) -> bool {
+    let short = |name: &str| match name.split_at_checked(APPLICATION.len()) {
+        Some((prefix, rest)) if prefix.eq_ignore_ascii_case(APPLICATION) => rest.to_ascii_lowercase(),
+        _ => name.to_ascii_lowercase(),
+    };
+    short(typ) == short(expected)
 }
 
 /// The trusted issuers by name. A clone shares the issuers with its origin.

@@ -24,9 +24,13 @@ pub struct KeyedToken<'a> {
 }
 
 impl<'a> KeyedToken<'a> {
-    /// Finds the key by issuer and kid. A token without a kid is taken only where the issuer has one key.
+    /// Finds the key by issuer and kid, for a token of a type that the issuer's access tokens have. A token without a kid is
+    /// taken only where the issuer has one key.
     pub fn select(token: UnverifiedToken<'a>, issuers: &Issuers) -> Result<Self, Reason> {
         let issuer = issuers.get(token.issuer()?).ok_or(Reason::IssuerUnknown)?;
+        if !issuer.takes_type(token.header().typ.as_deref()) {
+            return Err(Reason::TokenTypeRefused);
+        }
         let key = match (&token.header().kid, issuer.keys()) {
             (Some(kid), _) => issuer.key(kid).ok_or(Reason::KeyUnknown)?,
             (None, [key]) => key,

@@ -141,6 +141,39 @@ fn headers_are_refused_with_their_reason() {
 }
 
 #[test]
+fn an_external_issuer_says_which_types_its_access_tokens_have() {
+    let minter = Minter::new(Algorithm::EdDSA);
+    let trusting = |realm: Option<&str>, types: &[&str]| {
+        let mut issuers = Issuers::default();
+        let types = types.iter().map(ToString::to_string).collect();
+        issuers.set(
+            Issuer::new(ISSUER, realm.map(str::to_owned), vec![minter.key("k1")]).with_token_types(types),
+        );
+        issuers
+    };
+    for (realm, types, typ, taken) in [
+        (None, &["JWT"][..], json!("jwt"), true),
+        (None, &["JWT"], json!("application/JWT"), true),
+        (None, &["application/jwt"], json!("JWT"), true),
+        (None, &["JWT"], json!("at+jwt"), false),
+        (None, &["JWT"], json!(null), false),
+        (None, &["at+jwt", "none"], json!(null), true),
+        (None, &["at+jwt", "none"], json!("at+jwt"), true),
+        (None, &["none"], json!("none"), false),
+        (None, &["none"], json!("application/none"), false),
+        (None, &[], json!("JWT"), false),
+        (None, &[], json!("at+jwt"), true),
+        (Some("default"), &["JWT", "none"], json!("JWT"), false),
+        (Some("default"), &["JWT", "none"], json!(null), false),
+        (Some("default"), &["JWT"], json!("at+jwt"), true),
+    ] {
+        let token = minter.token(&json!({"typ": typ}), &json!({}));
+        let refused = (!taken).then_some(Reason::TokenTypeRefused);
+        assert_eq!(refusal(&token, &trusting(realm, types)), refused, "{realm:?} {types:?} {typ}");
+    }
+}
+
+#[test]
 fn json_that_can_be_read_in_two_ways_is_refused() {
     let minter = Minter::new(Algorithm::EdDSA);
     let issuers = minter.issuers();

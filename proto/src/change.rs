@@ -102,6 +102,8 @@ pub enum Change {
         realm: Option<String>,
         /// All keys that may verify.
         keys: Vec<VerificationKey>,
+        /// As [`Issuer::with_token_types`] takes them; empty for `at+jwt` alone.
+        token_types: Vec<String>,
     },
     /// Single tokens of one expiry bucket, in ascending order without duplicates.
     RevokedTokens {
@@ -251,11 +253,12 @@ fn join(errors: &[PolicyError]) -> String {
 /// Puts `change` in force in `view`. On an error the view is as it was before.
 pub fn apply(change: &Change, view: &mut View) -> Result<(), ApplyError> {
     match change {
-        Change::IssuerKeys { issuer, realm, keys } => {
+        Change::IssuerKeys { issuer, realm, keys, token_types } => {
             if keys.is_empty() {
                 view.issuers.remove(issuer);
             } else {
-                view.issuers.set(Issuer::new(issuer.clone(), realm.clone(), keys.clone()));
+                let trusted = Issuer::new(issuer.clone(), realm.clone(), keys.clone());
+                view.issuers.set(trusted.with_token_types(token_types.clone()));
             }
             view.key_generation += 1;
         }

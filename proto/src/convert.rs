@@ -20,10 +20,11 @@ pub(crate) fn array<const N: usize>(field: &'static str, bytes: &[u8]) -> Result
 pub(crate) fn change_to_wire(change: &Change) -> wire::Change {
     use wire::change::Kind;
     let kind = match change {
-        Change::IssuerKeys { issuer, realm, keys } => Kind::IssuerKeys(wire::IssuerKeys {
+        Change::IssuerKeys { issuer, realm, keys, token_types } => Kind::IssuerKeys(wire::IssuerKeys {
             issuer: issuer.clone(),
             realm: realm.clone().unwrap_or_default(),
             keys: keys.iter().map(key_to_wire).collect(),
+            token_types: token_types.clone(),
         }),
         Change::RevokedTokens { bucket, ids } => Kind::RevokedTokens(wire::RevokedTokens {
             bucket: bucket.0,
@@ -68,6 +69,7 @@ fn issuer_keys(set: wire::IssuerKeys) -> Result<Change, DecodeError> {
         issuer: set.issuer,
         realm: Some(set.realm).filter(|realm| !realm.is_empty()),
         keys: set.keys.iter().map(key_from_wire).collect::<Result<_, _>>()?,
+        token_types: set.token_types,
     })
 }
 

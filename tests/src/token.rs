@@ -153,6 +153,7 @@ impl TokenMint {
             issuer: self.issuer.clone(),
             realm: self.realm.clone(),
             keys: self.keys.iter().map(SigningKey::to_wire).collect(),
+            token_types: vec![],
         })
     }
 

@@ -15,6 +15,7 @@ pub(crate) fn published(issuer: &str, keys: &[StoredKey]) -> Result<Change, Stor
         issuer: issuer.to_owned(),
         realm: keys.first().map(|key| key.realm.clone()),
         keys: verification_keys(keys)?,
+        token_types: Vec::new(),
     })
 }
 

@@ -1,3 +1,4 @@
+use atm_core::key::{Algorithm, KeyState};
 use proptest::prelude::*;
 
 use super::*;
@@ -70,6 +71,27 @@ fn a_heartbeat_survives_its_bytes() {
         digest: Digest::of(b"x"),
     };
     assert_eq!(Heartbeat::decode(&heartbeat.encode()).unwrap(), heartbeat);
+}
+
+#[test]
+fn the_token_types_of_an_issuer_survive_their_bytes_and_reach_the_view() {
+    let change = Change::IssuerKeys {
+        issuer: "https://idp.example".into(),
+        realm: None,
+        keys: vec![key()],
+        token_types: vec!["JWT".into(), "none".into()],
+    };
+    let mut view = View::default();
+    apply(&Change::decode(&change.encode()).unwrap(), &mut view).unwrap();
+    assert_eq!(view.issuers.get("https://idp.example").unwrap().token_types(), ["JWT", "none"]);
+}
+
+fn key() -> VerificationKey {
+    use aws_lc_rs::encoding::AsDer;
+    use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+    let pair = Ed25519KeyPair::generate().unwrap();
+    let spki = pair.public_key().as_der().unwrap();
+    VerificationKey::from_spki("k1", Algorithm::EdDSA, spki.as_ref(), KeyState::Active).unwrap()
 }
 
 proptest! {

@@ -49,6 +49,7 @@ fn what_was_saved_is_there_after_opening_again() {
                             issuer: "https://issuer".into(),
                             realm: Some("default".into()),
                             keys: vec![key()],
+                            token_types: vec![],
                         },
                         Change::RevokedTokens { bucket: Bucket(5), ids: sorted(0..100) },
                         Change::Watermarks { kind: IdKind::Client, entries: vec![(client, UnixMillis(50))] },
@@ -114,7 +115,8 @@ proptest::proptest! {
 #[test]
 fn an_issuer_without_keys_is_forgotten() {
     let directory = tempfile::tempdir().unwrap();
-    let change = |keys| Change::IssuerKeys { issuer: "https://issuer".into(), realm: None, keys };
+    let change =
+        |keys| Change::IssuerKeys { issuer: "https://issuer".into(), realm: None, keys, token_types: vec![] };
     let store = Store::open(directory.path(), 1 << 20).unwrap();
     store.save(&[saved(1, vec![change(vec![key()])]), saved(2, vec![change(vec![])])]).unwrap();
     assert!(store.load().unwrap().state.view.issuers.is_empty());
