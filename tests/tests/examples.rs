@@ -25,6 +25,9 @@ fn every_policy_compiles() {
     let directory = programs::workspace().join("examples/policies");
     let mut count = 0;
     for entry in std::fs::read_dir(directory).expect("examples/policies").flatten() {
+        if entry.path().to_string_lossy().ends_with(".test.yaml") {
+            continue; // a table of tests, which atmctl's own tests judge
+        }
         let document = std::fs::read_to_string(entry.path()).expect("readable");
         if let Err(errors) = atm_core::policy::compile(&[document]) {
             panic!("{}: {errors:?}", entry.path().display());
