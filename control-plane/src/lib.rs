@@ -8,6 +8,7 @@ pub mod config;
 pub mod feed;
 pub mod http;
 pub mod issuance;
+pub mod issuers;
 pub mod keys;
 pub mod lifecycle;
 pub mod metrics;

@@ -45,7 +45,7 @@ impl fmt::Debug for Signer {
 
 impl Signer {
     /// A new random key. RSA takes up to a second of computing.
-    pub(super) fn generate(algorithm: Algorithm) -> Result<Self, KeysError> {
+    pub(crate) fn generate(algorithm: Algorithm) -> Result<Self, KeysError> {
         let pair = match (ecdsa(algorithm), rsa_encoding(algorithm)) {
             (Some(curve), _) => Pair::Ecdsa(EcdsaKeyPair::generate(curve)?),
             (None, Some(encoding)) => Pair::Rsa(Box::new(rsa::KeyPair::generate(RSA_SIZE)?), encoding),
