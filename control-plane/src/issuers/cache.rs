@@ -96,7 +96,9 @@ mod tests {
             (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
         });
         let mut map = HeaderMap::new();
-        pairs.for_each(|(name, value)| drop(map.append(name, value)));
+        for (name, value) in pairs {
+            map.append(name, value);
+        }
         RefreshIntervals::default().freshness(&map).as_secs()
     }
 
