@@ -16,6 +16,7 @@ mod dev;
 mod explain;
 mod fleet;
 mod http_client;
+mod issuer;
 mod keys;
 mod output;
 mod policy;
@@ -55,6 +56,9 @@ enum Command {
     /// API keys: long-lived credentials for machines
     #[command(subcommand)]
     ApiKey(api_key::Command),
+    /// Issuers that are not ours: identity providers, clusters
+    #[command(subcommand)]
+    Issuer(issuer::Command),
     /// Signing keys
     #[command(subcommand)]
     Keys(keys::Command),
@@ -97,6 +101,7 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Explain(explain) => return explain.run(connection).await,
         Command::Policy(command) => return command.run(connection).await,
         Command::ApiKey(command) => command.run(connection).await?,
+        Command::Issuer(command) => command.run(connection).await?,
         Command::Client(command) => command.run(connection).await?,
         Command::Fleet => fleet::run(connection).await?,
         Command::Completions { shell } => {

@@ -15,6 +15,8 @@ use crate::config::{Config, Secrets, TlsFiles};
 use crate::feed::{Feed, FeedError, FeedHandle, FeedSettings};
 use crate::http::{self, Services, admin, oauth};
 use crate::issuance::{Issuance, IssuanceSettings};
+use crate::issuers::Issuers;
+use crate::issuers::cache::RefreshIntervals;
 use crate::keys::{KeySettings, Keys, KeysError};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -192,6 +194,14 @@ async fn assemble(
         revocations.clone(),
         &config.issuer,
     );
+    let issuers = Issuers::new(
+        store.clone(),
+        feed.clone(),
+        Arc::clone(&clock),
+        &config.issuer,
+        RefreshIntervals::default(),
+    );
+    lifecycle.spawn_background("trusted issuers", issuers.clone().run(lifecycle.background_ends()));
     let answering = answer_until(feed.clone(), api_keys.clone(), lifecycle.background_ends());
     lifecycle.spawn_background("introspection", answering);
     let issuance = Issuance::new(
@@ -214,6 +224,7 @@ async fn assemble(
         registry,
         api_keys,
         issuance,
+        issuers,
         revocations,
         metrics,
         readiness: lifecycle.readiness().clone(),

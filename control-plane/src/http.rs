@@ -17,6 +17,7 @@ use crate::api_keys::ApiKeys;
 use crate::clock::IssueClock;
 use crate::feed::FeedHandle;
 use crate::issuance::Issuance;
+use crate::issuers::Issuers;
 use crate::keys::Keys;
 use crate::lifecycle::Readiness;
 use crate::metrics::{Endpoint, Metrics};
@@ -60,6 +61,8 @@ pub struct Services {
     pub api_keys: ApiKeys,
     /// Tokens.
     pub issuance: Issuance,
+    /// Issuers that are not ours.
+    pub issuers: Issuers,
     /// Revocations.
     pub revocations: Revocations,
     /// Policy sets.

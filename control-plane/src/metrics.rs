@@ -28,6 +28,8 @@ pub enum Endpoint {
     AdminClients,
     /// `/admin/v1/api-keys`
     AdminApiKeys,
+    /// `/admin/v1/issuers`
+    AdminIssuers,
     /// `/admin/v1/keys`
     AdminKeys,
     /// `/admin/v1/revocations`
@@ -39,13 +41,14 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Token,
         Self::Introspect,
         Self::Revoke,
         Self::Discovery,
         Self::AdminClients,
         Self::AdminApiKeys,
+        Self::AdminIssuers,
         Self::AdminKeys,
         Self::AdminRevocations,
         Self::AdminPolicies,
@@ -60,6 +63,7 @@ impl Endpoint {
             Self::Discovery => "discovery",
             Self::AdminClients => "admin_clients",
             Self::AdminApiKeys => "admin_api_keys",
+            Self::AdminIssuers => "admin_issuers",
             Self::AdminKeys => "admin_keys",
             Self::AdminRevocations => "admin_revocations",
             Self::AdminPolicies => "admin_policies",

@@ -23,6 +23,7 @@ pub(crate) mod log;
 pub(crate) mod outbox;
 pub(crate) mod policy_sets;
 pub(crate) mod signing_keys;
+pub(crate) mod trusted_issuers;
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use crate::keys;
 use crate::store::log;
 use crate::store::outbox;
 use crate::store::signing_keys;
-use crate::store::{StoreError, Transaction, enforcement, policy_sets};
+use crate::store::{StoreError, Transaction, enforcement, policy_sets, trusted_issuers};
 
 /// Rows of one read.
 const PAGE: u32 = 20_000;
@@ -34,6 +34,10 @@ pub(super) async fn begin(shared: &Shared) -> Result<(), StoreError> {
 
 async fn enqueue_state(shared: &Shared, transaction: &mut Transaction) -> Result<(), StoreError> {
     let now = shared.clock.wall();
+    // Before our own: of two changes of one issuer the last one counts, and ours must.
+    for change in trusted_issuers::published(transaction).await? {
+        outbox::enqueue(transaction, &change, now).await?;
+    }
     for issuer in signing_keys::issuers(transaction).await? {
         let stored = signing_keys::locked(transaction, &issuer).await?;
         outbox::enqueue(transaction, &keys::published(&issuer, &stored)?, now).await?;

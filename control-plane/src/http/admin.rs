@@ -16,6 +16,7 @@ mod auth;
 mod clients;
 mod feed;
 mod fleet;
+mod issuers;
 mod keys;
 mod policies;
 mod revocations;
@@ -32,6 +33,7 @@ pub fn router(services: Shared) -> Router {
     let api = Router::new()
         .merge(measured(&services, Endpoint::AdminClients, client_routes()))
         .merge(measured(&services, Endpoint::AdminApiKeys, api_key_routes()))
+        .merge(measured(&services, Endpoint::AdminIssuers, issuer_routes()))
         .merge(measured(&services, Endpoint::AdminKeys, key_routes()))
         .merge(measured(&services, Endpoint::AdminPolicies, policy_routes()))
         .merge(measured(&services, Endpoint::AdminFleet, fleet_routes()))
@@ -61,6 +63,13 @@ fn api_key_routes() -> Router<Shared> {
         "/admin/v1/api-keys/{id}",
         get(api_keys::show).patch(api_keys::change).delete(api_keys::revoke),
     )
+}
+
+fn issuer_routes() -> Router<Shared> {
+    Router::new()
+        .route("/admin/v1/issuers", get(issuers::list).post(issuers::register))
+        .route("/admin/v1/issuers/{id}", get(issuers::show).delete(issuers::remove))
+        .route("/admin/v1/issuers/{id}/refresh", post(issuers::refresh))
 }
 
 fn key_routes() -> Router<Shared> {

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::feed::FeedError;
+use crate::issuers::IssuersError;
 use crate::keys::KeysError;
 use crate::policies::PoliciesError;
 use crate::registry::{FieldError, RegistryError};
@@ -161,6 +162,20 @@ impl From<RegistryError> for Problem {
             RegistryError::Revocation(error) => error.into(),
             RegistryError::Store(error) => error.into(),
             RegistryError::Secret(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<IssuersError> for Problem {
+    fn from(error: IssuersError) -> Self {
+        match error {
+            IssuersError::Invalid(errors) => fields("fields that cannot be accepted", errors),
+            IssuersError::Exists | IssuersError::UnderWay => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
+            IssuersError::NotFound => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            IssuersError::Store(error) => error.into(),
+            IssuersError::Secret(_) => Self::internal(&error),
         }
     }
 }
