@@ -155,12 +155,11 @@ impl Test {
         let (decision, steps) = judge.decide(asked, token.as_deref());
         let found = decision.as_str().to_owned();
         let by = decision.rule().map(|rule| format!("{}/{}", rule.policy, rule.name));
-        let problem = if found != self.expect {
-            Some(format!("expected {}, got {found}", self.expect))
-        } else if let Some(rule) = self.rule.as_ref().filter(|rule| Some(*rule) != by.as_ref()) {
-            Some(format!("expected rule {rule}, got {}", by.as_deref().unwrap_or("none")))
+        let problem = if found == self.expect {
+            let other = self.rule.as_ref().filter(|rule| Some(*rule) != by.as_ref());
+            other.map(|rule| format!("expected rule {rule}, got {}", by.as_deref().unwrap_or("none")))
         } else {
-            None
+            Some(format!("expected {}, got {found}", self.expect))
         };
         Ok(Outcome { name: self.name().to_owned(), found, problem, steps })
     }

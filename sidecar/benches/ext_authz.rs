@@ -13,12 +13,16 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atm_core::binding::NonceKey;
 use atm_core::key::{Algorithm, Issuer, KeyState, VerificationKey};
 use atm_core::time::UnixMillis;
 use atm_proto::change::{Change, apply};
-use atm_sidecar::cache::VerifiedTokenCache;
+use atm_proto::signature::TrustedFeedKeys;
 use atm_sidecar::config::FreshnessSettings;
-use atm_sidecar::ext_authz::{Judge, grpc};
+use atm_sidecar::decision_log::{self, DecisionLogSettings};
+use atm_sidecar::ext_authz::{Judge, JudgeParts, grpc};
+use atm_sidecar::introspection::{IntrospectionSettings, Introspector};
+use atm_sidecar::memory::{Limits, Memory};
 use atm_sidecar::metrics::DecisionMetrics;
 use atm_sidecar::state::{self, Position, State};
 use aws_lc_rs::encoding::AsDer;
@@ -250,9 +254,34 @@ fn serve_sidecar(listener: UnixListener, directory: &Path, cache: u64) {
     publisher.caught_up(Instant::now()); // ready from the first check on
     let metrics = DecisionMetrics::register(&prometheus::Registry::new()).unwrap();
     let freshness = FreshnessSettings { degraded_after_ms: 3_000, stale_after_ms: 15_000 };
-    let judge = Judge::new(reader, VerifiedTokenCache::new(cache), metrics, freshness);
-    let (_reporter, health) = tonic_health::server::health_reporter();
     let stop = CancellationToken::new();
+    // Neither is used: no credential is opaque, and nothing is recorded but the sampled permits, which go nowhere.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
+    let client = runtime.block_on(options.connect("nats://127.0.0.1:1")).unwrap();
+    let settings = DecisionLogSettings { permit_sample: 100, stdout: false, subject: None };
+    let (log, _writing) = decision_log::start(client.clone(), settings, stop.clone());
+    let limits = Limits { verified_bytes: cache, introspected_bytes: 1 << 20, proofs: 1_000 };
+    let memory = Arc::new(Memory::new(limits, NonceKey::new(&[1; 32])));
+    let settings = IntrospectionSettings {
+        subject: "introspect".into(),
+        realm_group: "default".into(),
+        sidecar_id: "bench".into(),
+        trusted: TrustedFeedKeys::new(Vec::new()),
+        timeout: Duration::from_millis(500),
+        concurrency: 1,
+    };
+    let judge = Judge::new(JudgeParts {
+        reader: reader.clone(),
+        introspector: Introspector::new(client, settings, Arc::clone(&memory), reader),
+        memory,
+        metrics,
+        log,
+        freshness,
+        trust_forwarded_certificate: false,
+    });
+    let (_reporter, health) = tonic_health::server::health_reporter();
     let _workers =
         grpc::serve(&grpc::Listener::Unix(listener), &Arc::clone(&judge), &health, 1, &stop).unwrap();
     loop {

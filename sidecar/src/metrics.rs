@@ -243,6 +243,13 @@ impl StateCollector {
             counter.inc_by(value as f64);
             families.extend(counter.collect());
         }
+        families.extend(self.by_cause()?);
+        Ok(families)
+    }
+
+    /// What is counted by cause or outcome.
+    fn by_cause(&self) -> prometheus::Result<Vec<MetricFamily>> {
+        let status = self.reader.status();
         let refused = IntCounterVec::new(
             Opts::new(
                 "atm_sidecar_change_sets_refused_total",
@@ -253,7 +260,7 @@ impl StateCollector {
         for cause in Cause::ALL {
             refused.with_label_values(&[cause.as_str()]).inc_by(status.refusals(cause));
         }
-        families.extend(refused.collect());
+        let mut families = refused.collect();
         let asked = IntCounterVec::new(
             Opts::new("atm_sidecar_introspections_total", "Questions about opaque credentials, by outcome."),
             &["outcome"],

@@ -43,7 +43,7 @@ impl FeedHandle {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot subscribe to questions about credentials; trying again")
+                    tracing::warn!(%error, "cannot subscribe to questions about credentials; trying again");
                 }
             }
             sleep(Duration::from_secs(1)).await;

@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(read(&twice, &[]).unwrap_err(), KeySetError::DuplicateKid("a".into()));
         assert!(matches!(read(&[], &[]), Err(KeySetError::Unusable(_))));
         let symmetric = json!({"kty": "oct", "kid": "sym", "k": "AQ"});
-        let error = read(&[symmetric.clone()], &[]).unwrap_err();
+        let error = read(std::slice::from_ref(&symmetric), &[]).unwrap_err();
         assert!(error.to_string().contains("symmetric"), "{error}");
         assert_eq!(read(&vec![symmetric; 65], &[]).unwrap_err(), KeySetError::TooMany(65));
         for document in ["", "[]", "{}", r#"{"keys": {}}"#, r#"{"keys": [], "keys": []}"#, "<html>"] {
@@ -170,8 +170,9 @@ mod tests {
     #[test]
     fn a_key_is_pinned_to_one_allowed_algorithm() {
         let rsa = without(jwk("r", Algorithm::RS256), "alg");
-        let pinned =
-            |algorithms: &[Algorithm]| read(&[rsa.clone()], algorithms).map(|set| set.keys[0].algorithm());
+        let pinned = |algorithms: &[Algorithm]| {
+            read(std::slice::from_ref(&rsa), algorithms).map(|set| set.keys[0].algorithm())
+        };
         assert_eq!(pinned(&[]).unwrap(), Algorithm::RS256);
         assert_eq!(
             pinned(&[Algorithm::ES256, Algorithm::PS256, Algorithm::RS256]).unwrap(),
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn a_key_alone_needs_no_id() {
         let alone = without(jwk("x", Algorithm::ES256), "kid");
-        let first = read(&[alone.clone()], &[]).unwrap();
+        let first = read(std::slice::from_ref(&alone), &[]).unwrap();
         assert_eq!(first.keys[0].kid(), read(&[alone], &[]).unwrap().keys[0].kid());
     }
 }

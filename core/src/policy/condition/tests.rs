@@ -22,19 +22,19 @@ impl Sample {
 }
 
 impl Facts for Sample {
-    fn method(&self) -> &str {
+    fn method(&self) -> &'static str {
         "GET"
     }
-    fn host(&self) -> &str {
+    fn host(&self) -> &'static str {
         "api.example.com"
     }
-    fn path(&self) -> &str {
+    fn path(&self) -> &'static str {
         "/orders/42"
     }
     fn query(&self) -> Option<&str> {
         Some("full=1")
     }
-    fn scheme(&self) -> &str {
+    fn scheme(&self) -> &'static str {
         "https"
     }
     fn source_address(&self) -> Option<&str> {
