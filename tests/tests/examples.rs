@@ -36,3 +36,15 @@ fn every_policy_compiles() {
     }
     assert!(count > 0);
 }
+
+#[test]
+fn the_schema_for_editors_is_the_one_that_the_program_prints() {
+    let file = programs::workspace().join("docs/schemas/token-policy.json");
+    let written: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(file).expect("the schema")).expect("JSON");
+    assert_eq!(
+        written,
+        atm_core::policy::json_schema(),
+        "make it anew: atmctl policy schema > docs/schemas/token-policy.json"
+    );
+}
