@@ -20,6 +20,8 @@ use layers::{Layers, Watermark};
 
 /// Seconds of expiry that one bucket spans.
 const BUCKET_SECONDS: i64 = 3_600;
+/// Seconds that a bucket is kept after its hour: twice the most clock skew that a policy allows.
+const KEPT_SECONDS: i64 = 600;
 
 /// The hour, counted from the Unix epoch, in which a revoked token itself expires.
 ///
@@ -35,6 +37,12 @@ impl Bucket {
     /// those beyond the last bucket share it.
     pub fn of_expiry(seconds: i64) -> Self {
         Self(u32::try_from(seconds.max(0) / BUCKET_SECONDS).unwrap_or(u32::MAX))
+    }
+
+    /// The oldest bucket of which a token may still be taken at `now`, on whatever clock. Those before it are forgotten, at the
+    /// control plane and at sidecars alike.
+    pub fn oldest_alive(now: UnixMillis) -> Self {
+        Self::of_expiry(now.seconds() - BUCKET_SECONDS - KEPT_SECONDS)
     }
 }
 

@@ -148,6 +148,17 @@ impl Store {
         self.db.write(batch).map_err(|error| self.system(&error))
     }
 
+    /// Deletes the single tokens of every bucket before `oldest`, but those of unknown expiry: whole files first, then the rest.
+    fn forget_before(&self, oldest: Bucket) -> Result<(), StoreError> {
+        let (from, to) = (Bucket(1).0.to_be_bytes(), oldest.0.to_be_bytes());
+        if from >= to {
+            return Ok(());
+        }
+        let family = self.family(TOKENS)?;
+        self.db.delete_file_in_range_cf(family, from, to).map_err(|error| self.system(&error))?;
+        self.db.delete_range_cf(family, from, to).map_err(|error| self.system(&error))
+    }
+
     fn save_fresh(&self, instant: UnixMillis) -> Result<(), StoreError> {
         let meta = self.family(META)?;
         self.db.put_cf(meta, FRESH, instant.0.to_be_bytes()).map_err(|error| self.system(&error))

@@ -58,7 +58,7 @@ pub(super) fn test(
                 output::print(&format!("FAILED  {}: {}: {problem}", file.display(), outcome.name))?;
                 for (step, passed, what) in outcome.steps.iter().filter(|_| explain) {
                     let mark = if *passed { "passed" } else { "refused" };
-                    output::print(&format!("        {:<12} {mark:<8} {what}", step.as_str()))?;
+                    output::print(&format!("        {:<13} {mark:<8} {what}", step.as_str()))?;
                 }
             }
         }

@@ -18,8 +18,6 @@ const PURGE_EVERY: u32 = 60;
 const ROWS: u32 = 2_000;
 /// How long a sequenced outbox row is kept for whoever waits for its revision.
 const OUTBOX_KEPT_MS: i64 = 10 * 60 * 1000;
-/// How long a token is kept after its bucket's hour has begun: the hour, and the most skew that a policy allows.
-const BUCKET_KEPT_S: i64 = 3600 + 600;
 
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut ticks = interval(PERIOD);
@@ -53,7 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 async fn purge(shared: &Shared) -> Result<bool, StoreError> {
     let now = shared.clock.wall();
     let rows = outbox::purge(&shared.store, UnixMillis(now.0 - OUTBOX_KEPT_MS), ROWS).await?;
-    let oldest = Bucket::of_expiry(now.0 / 1000 - BUCKET_KEPT_S);
+    let oldest = Bucket::oldest_alive(now);
     let tokens = enforcement::purge_tokens(&shared.store, oldest, ROWS).await?;
     Ok(rows.max(tokens) == u64::from(ROWS))
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use atm_core::revocation::Bucket;
 use atm_core::time::UnixMillis;
 use atm_proto::change::{self, Change, ChangeSet, Digest, Epoch, Heartbeat};
 use atm_proto::signature::{Domain, TrustedFeedKeys};
@@ -99,6 +100,8 @@ pub(super) struct Applier {
     recent: VecDeque<(u64, Digest)>,
     /// Epochs that ended; none comes back.
     ended: Vec<Epoch>,
+    /// Single tokens of buckets before this one are forgotten.
+    oldest: Bucket,
 }
 
 impl Applier {
@@ -111,7 +114,8 @@ impl Applier {
     ) -> Self {
         let state = State::clone(&publisher.reader().load());
         let (head, recent, ended) = (None, VecDeque::new(), Vec::new());
-        Self { realm_group, trusted, publisher, writer, state, head, recent, ended }
+        let oldest = Bucket::UNKNOWN;
+        Self { realm_group, trusted, publisher, writer, state, head, recent, ended, oldest }
     }
 
     /// How far the state is.
@@ -237,13 +241,30 @@ impl Applier {
 
     /// The state has caught up with the newest heartbeat: it is as fresh as that one.
     fn level(&mut self) -> Heard {
-        if let Some((_, heard)) = &self.head {
+        if let Some((head, heard)) = &self.head {
+            // By the later of two clocks a token may still be taken: the earlier one counts.
+            let oldest = Bucket::oldest_alive(head.time.min(super::now()));
             self.publisher.caught_up(*heard);
             let age = i64::try_from(heard.elapsed().as_millis()).unwrap_or(i64::MAX);
             self.writer.fresh(UnixMillis(super::now().0.saturating_sub(age)));
+            self.forget_before(oldest);
         }
         self.status().set_fault(None);
         Heard::Level
+    }
+
+    /// Forgets single tokens that have all expired, once an hour.
+    fn forget_before(&mut self, oldest: Bucket) {
+        if oldest <= self.oldest {
+            return;
+        }
+        self.oldest = oldest;
+        let before = self.state.view.revocations.len();
+        self.state.view.revocations.drop_buckets_before(oldest);
+        if self.state.view.revocations.len() != before {
+            self.publisher.publish(self.state.clone());
+        }
+        self.writer.forget_before(oldest);
     }
 
     /// Catching up ends by the change set that the newest heartbeat told of; the next heartbeat may tell of more already.

@@ -113,6 +113,27 @@ proptest::proptest! {
 }
 
 #[test]
+fn expired_buckets_are_forgotten_and_no_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path(), 1 << 20).unwrap();
+    let changes = [0, 5, 6, 7].map(|bucket| Change::RevokedTokens {
+        bucket: Bucket(bucket),
+        ids: sorted(u64::from(bucket) * 10..u64::from(bucket) * 10 + 3),
+    });
+    store.save(&[saved(1, changes.to_vec())]).unwrap();
+    store.forget_before(Bucket(7)).unwrap();
+    store.forget_before(Bucket::UNKNOWN).unwrap();
+    let revocations = store.load().unwrap().state.view.revocations;
+    assert_eq!(revocations.len(), 6);
+    for id in sorted(70..73) {
+        assert!(revocations.is_token_revoked(Bucket(7), &id));
+    }
+    for id in sorted(0..3) {
+        assert!(revocations.is_token_revoked(Bucket(9), &id), "unknown expiry is kept");
+    }
+}
+
+#[test]
 fn an_issuer_without_keys_is_forgotten() {
     let directory = tempfile::tempdir().unwrap();
     let change =

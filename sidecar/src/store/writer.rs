@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use atm_core::revocation::Bucket;
 use atm_core::time::UnixMillis;
 use atm_proto::change::Change;
 use tokio::sync::{mpsc, watch};
@@ -38,6 +39,8 @@ pub struct Saved {
 enum Job {
     Save(Saved),
     Fresh(UnixMillis),
+    /// Single tokens of earlier buckets have all expired.
+    Forget(Bucket),
 }
 
 /// Hands applied change sets to the writer's thread. Never blocks.
@@ -83,6 +86,13 @@ impl Writer {
         let _ = tokio::time::timeout(ROOM_WAIT, sender.reserve_many(QUEUE / 2)).await;
     }
 
+    /// Forgets the single tokens of every bucket before `oldest`. Where the queue is full it is left to the next time.
+    pub fn forget_before(&self, oldest: Bucket) {
+        if let Some(sender) = &self.sender {
+            let _ = sender.try_send(Job::Forget(oldest));
+        }
+    }
+
     /// Notes that the feed was fresh at `now`, now and then.
     pub fn fresh(&mut self, now: UnixMillis) {
         let due = (now.0 - self.fresh_noted.0).abs() >= FRESH_EVERY_MS;
@@ -107,11 +117,12 @@ fn run(store: &Store, mut jobs: mpsc::Receiver<Job>, reader: &StateReader, kept:
     let mut batch = Vec::with_capacity(BATCH);
     while jobs.blocking_recv_many(&mut batch, BATCH) > 0 {
         let mut sets = Vec::with_capacity(batch.len());
-        let mut fresh = None;
+        let (mut fresh, mut oldest) = (None, None);
         for job in batch.drain(..) {
             match job {
                 Job::Save(set) => sets.push(set),
                 Job::Fresh(instant) => fresh = Some(instant),
+                Job::Forget(bucket) => oldest = Some(bucket),
             }
         }
         let newest = sets.last().map(|set| set.position);
@@ -128,6 +139,10 @@ fn run(store: &Store, mut jobs: mpsc::Receiver<Job>, reader: &StateReader, kept:
         }
         reader.status().store_failing.store(false, Ordering::Relaxed);
         keep();
+        // What stays on disk for longer costs space, and no decision: the next hour tries again.
+        if let Some(Err(error)) = oldest.map(|oldest| store.forget_before(oldest)) {
+            tracing::warn!(%error, "expired revocations stay in the store for now");
+        }
     }
 }
 

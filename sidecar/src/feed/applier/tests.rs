@@ -121,6 +121,24 @@ fn another_history_another_signer_and_noise_are_refused() {
 }
 
 #[test]
+fn single_tokens_are_forgotten_when_both_clocks_say_that_they_have_expired() {
+    let mut bench = bench();
+    let signer = signer(1);
+    let (sets, digests) = log(&signer, EPOCH, 2);
+    bench.applier.change_set(&sets[0]);
+    // Bucket 7 ends with second 28,800; policies forgive 300 seconds of skew, and twice as much is kept.
+    let end = (8 * 3_600 + 600) * 1_000;
+    bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 1, digests[1], end + 3_599_999));
+    assert!(revoked(&bench.reader, 1));
+    bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 1, digests[1], end + 3_600_000));
+    assert!(!revoked(&bench.reader, 1));
+    assert_eq!(bench.reader.load().view.revocations.len(), 0);
+    // What comes for a bucket that is over is kept until the next hour: nothing is refused for being late.
+    bench.applier.change_set(&sets[1]);
+    assert!(revoked(&bench.reader, 2));
+}
+
+#[test]
 fn only_a_new_heartbeat_that_is_level_makes_fresh() {
     let mut bench = bench();
     let signer = signer(1);
