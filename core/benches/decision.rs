@@ -1,4 +1,4 @@
-//! What a decision costs: routing over few and many rules, with and without the verified token at hand, and the index.
+//! What a decision costs: routing over few and many rules, with and without the verified token at hand.
 
 #[path = "../tests/support/fixtures.rs"]
 mod support;
@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use atm_core::decision::{AuthenticToken, Memory, NoMemory, Now, decide};
 use atm_core::freshness::Freshness;
-use atm_core::id::{Id, IdKind};
+use atm_core::id::Id;
 use atm_core::key::{Issuer, KeyState};
 use atm_core::request::Request;
 use atm_core::revocation::{Bucket, RevocationIndex};
 use atm_core::time::UnixMillis;
 use atm_core::view::View;
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::json;
 use support::{ISSUER, NOW, Signer, claims, policies};
 
@@ -91,33 +91,5 @@ fn decisions(criterion: &mut Criterion) {
     });
 }
 
-fn revocations(criterion: &mut Criterion) {
-    let index = million();
-    let bucket = Bucket::of_expiry(NOW + 300);
-    let mut group = criterion.benchmark_group("revocations_1000000");
-    let mut number = 0;
-    let mut next = move || {
-        number += 1;
-        number
-    };
-    group.bench_function("hit", |b| b.iter(|| index.is_token_revoked(bucket, &spread(next() % 1_000_000))));
-    group.bench_function("miss", |b| b.iter(|| index.is_token_revoked(bucket, &spread(1_000_000 + next()))));
-    group.bench_function("clone_add_publish", |b| {
-        let mut current = index.clone();
-        b.iter(|| {
-            let mut changed = current.clone();
-            changed.revoke_tokens(bucket, &[spread(2_000_000_000 + next())]);
-            current = changed;
-        });
-    });
-    group.bench_function("raise_watermark", |b| {
-        b.iter_batched(
-            || index.clone(),
-            |mut index| index.raise_watermark(IdKind::Subject, spread(next()), UnixMillis(1)),
-            BatchSize::SmallInput,
-        );
-    });
-}
-
-criterion_group!(benches, decisions, revocations);
+criterion_group!(benches, decisions);
 criterion_main!(benches);

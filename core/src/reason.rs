@@ -130,6 +130,8 @@ reasons! {
     RevokedIssuer => "revoked_issuer", 401, INVALID_TOKEN, "The issuer's tokens have been revoked.";
     /// The signing key is revoked, and with it whatever it signed.
     RevokedKey => "revoked_key", 401, INVALID_TOKEN, "The token's signing key has been revoked.";
+    /// A filter says that the token may be revoked, and the store that knows cannot be read.
+    RevocationUnconfirmed => "revocation_unconfirmed", 503, None, "Whether the token has been revoked could not be looked up.";
 
     /// The token is bound to a key (`cnf`, RFC 7800 §3.1) in a way that cannot be checked here.
     BindingUnsupported => "binding_unsupported", 401, INVALID_TOKEN, "The token is bound to a key in a way that cannot be checked here.";

@@ -1,5 +1,6 @@
 //! A sorted set that is cheap to clone and to add to: immutable layers, each several times the size of the next, and a
-//! small front (the logarithmic method of Bentley and Saxe, 1980).
+//! small front (the logarithmic method of Bentley and Saxe, 1980). Each part has a sieve before it, so that looking for what
+//! is not there mostly reads one word a part.
 
 use std::sync::Arc;
 
@@ -57,17 +58,23 @@ impl Entry for Watermark {
 
 #[derive(Debug, Clone)]
 pub(super) struct Layers<E> {
-    /// Sorted, without duplicates.
-    front: Vec<E>,
-    /// The largest first; each sorted, without duplicates. An id may be in several only where entries supersede.
-    settled: Vec<Arc<[E]>>,
+    front: Run<Vec<E>>,
+    /// The largest first. An id may be in several only where entries supersede.
+    settled: Vec<Run<Arc<[E]>>>,
     /// Distinct ids.
     len: usize,
 }
 
+/// Entries sorted by id, without duplicates, and the sieve over them.
+#[derive(Debug, Clone, Default)]
+struct Run<S> {
+    sieve: Sieve,
+    entries: S,
+}
+
 impl<E> Default for Layers<E> {
     fn default() -> Self {
-        Self { front: Vec::new(), settled: Vec::new(), len: 0 }
+        Self { front: Run { sieve: Sieve::default(), entries: Vec::new() }, settled: Vec::new(), len: 0 }
     }
 }
 
@@ -78,14 +85,23 @@ impl<E: Entry> Layers<E> {
     }
 
     /// The prevailing entry of `id`.
+    #[inline]
     pub(super) fn get(&self, id: &Id) -> Option<E> {
-        let in_front = self.front.binary_search_by(|entry| entry.id().cmp(id)).ok().map(|at| self.front[at]);
-        let in_layers = self.settled.iter().filter_map(|layer| search(layer, id));
-        in_layers.chain(in_front).reduce(E::prevailing)
+        if self.len == 0 {
+            return None;
+        }
+        let in_front = self.front.sieve.may_contain(id).then(|| search(&self.front.entries, id)).flatten();
+        let layers = self.settled.iter().filter(|layer| layer.sieve.may_contain(id));
+        layers.filter_map(|layer| search(&layer.entries, id)).chain(in_front).reduce(E::prevailing)
     }
 
-    /// Adds entries, in any order; what is covered already is left out.
-    pub(super) fn extend(&mut self, entries: impl IntoIterator<Item = E>) {
+    /// Every entry, in no order; superseded ones among them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &E> {
+        self.settled.iter().flat_map(|layer| layer.entries.iter()).chain(&self.front.entries)
+    }
+
+    /// Adds entries, in any order; what is covered already is left out. Gives those that were added.
+    pub(super) fn extend(&mut self, entries: impl IntoIterator<Item = E>) -> Vec<E> {
         let mut fresh = Vec::from_iter(entries);
         fresh.sort_unstable_by(|a, b| a.id().cmp(b.id()));
         fresh.dedup_by(|later, kept| {
@@ -103,20 +119,68 @@ impl<E: Entry> Layers<E> {
                 true
             }
         });
-        self.len += fresh.len() - known_ids;
-        self.front = merge(&self.front, &fresh);
-        if self.front.len() > FRONT {
-            self.push_layer();
+        if fresh.is_empty() {
+            return fresh;
         }
+        self.len += fresh.len() - known_ids;
+        let front = merge(&self.front.entries, &fresh);
+        if front.len() > FRONT {
+            self.front = Run { sieve: Sieve::default(), entries: Vec::new() };
+            self.push_layer(front);
+        } else {
+            self.front = Run { sieve: Sieve::over(&front), entries: front };
+        }
+        fresh
     }
 
-    /// Makes the front a layer, and merges upwards until every layer is [`RATIO`] times the next.
-    fn push_layer(&mut self) {
-        let mut top = std::mem::take(&mut self.front);
-        while let Some(below) = self.settled.pop_if(|below| below.len() < top.len().saturating_mul(RATIO)) {
-            top = merge(&below, &top);
+    /// Bytes in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        let layers = self.settled.iter().map(|layer| size_of_val(&*layer.entries) + layer.sieve.bytes());
+        layers.sum::<usize>() + self.front.entries.capacity() * size_of::<E>() + self.front.sieve.bytes()
+    }
+
+    /// Adds a layer, and merges upwards until every layer is [`RATIO`] times the next.
+    fn push_layer(&mut self, mut top: Vec<E>) {
+        while let Some(below) =
+            self.settled.pop_if(|below| below.entries.len() < top.len().saturating_mul(RATIO))
+        {
+            top = merge(&below.entries, &top);
         }
-        self.settled.push(top.into());
+        self.settled.push(Run { sieve: Sieve::over(&top), entries: top.into() });
+    }
+}
+
+/// Says of an id that it is not in a run, or that it may be: a Bloom filter that sets four bits of one word (Putze, Sanders and
+/// Singler, 2007), with a word for four ids.
+#[derive(Debug, Clone, Default)]
+struct Sieve(Arc<[u64]>);
+
+impl Sieve {
+    fn over<E: Entry>(entries: &[E]) -> Self {
+        let mut words = vec![0; entries.len().div_ceil(4)];
+        for entry in entries {
+            let (at, bits) = Self::place(entry.id(), words.len());
+            words[at] |= bits;
+        }
+        Self(words.into())
+    }
+
+    #[inline]
+    fn may_contain(&self, id: &Id) -> bool {
+        let (at, bits) = Self::place(id, self.0.len());
+        self.0.get(at).is_some_and(|word| word & bits == bits)
+    }
+
+    /// The word of an id and its bits in it, by its last eight bytes: a layer is sorted by the first.
+    #[inline]
+    fn place(id: &Id, words: usize) -> (usize, u64) {
+        let hash = id.as_bytes().last_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        let bits = (0..4).fold(0, |bits, turn| bits | 1_u64 << (hash >> (6 * turn) & 63));
+        (scaled(hash, words), bits)
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.0)
     }
 }
 
@@ -165,7 +229,11 @@ fn search<E: Entry>(layer: &[E], id: &Id) -> Option<E> {
 
 /// Where the id would lie among `len` evenly spread ones.
 fn expected_position(id: &Id, len: usize) -> usize {
-    let fraction = id.as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    scaled(id.as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)), len)
+}
+
+/// `fraction` of 2^64, as the same fraction of `len`; below it.
+fn scaled(fraction: u64, len: usize) -> usize {
     // The product shifted by 64 bits is below `len`, so it fits.
     usize::try_from((u128::from(fraction) * len as u128) >> 64).unwrap_or(0)
 }
