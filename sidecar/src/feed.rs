@@ -166,6 +166,7 @@ impl Follower {
                 Some(message) = live.next() => self.hear(&message.payload),
                 Some(message) = heartbeats.next() => self.heartbeat(&message.payload),
                 Some(event) = events.recv() => self.connection_event(&event),
+                settlement = self.applier.settled() => self.applier.settle(settlement),
                 () = &mut patience, if waiting => {
                     waiting = false;
                     self.settle_without_feed();

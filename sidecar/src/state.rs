@@ -1,7 +1,7 @@
 //! What the sidecar decides from: published whole by one writer, loaded by readers once a request.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -9,6 +9,8 @@ use atm_core::time::UnixMillis;
 use atm_core::view::View;
 use atm_proto::change::{Digest, Epoch};
 use parking::Text;
+
+use crate::store::{StoreGauge, StoreNumbers};
 
 mod parking;
 
@@ -66,6 +68,8 @@ pub struct FeedStatus {
     pub store_failing: AtomicBool,
     /// Whether saving was given up until the next start.
     pub store_abandoned: AtomicBool,
+    /// Reads the store's numbers, once its threads run.
+    pub store: OnceLock<StoreGauge>,
     /// Change sets applied since the start.
     pub applied: AtomicU64,
     /// Milliseconds from sequencing to application of the newest change set, by both clocks.
@@ -162,6 +166,11 @@ impl StateReader {
         }
     }
 
+    /// The store's numbers; `None` before its threads run.
+    pub fn store_numbers(&self) -> Option<StoreNumbers> {
+        self.0.status.store.get().map(StoreGauge::read)
+    }
+
     /// The facts beside the state.
     pub fn status(&self) -> &FeedStatus {
         &self.0.status
@@ -186,6 +195,11 @@ impl StateReader {
             return Some(
                 "store write failed: the store did not keep up; restart this sidecar to fetch what it missed"
                     .into(),
+            );
+        }
+        if status.store.get().is_some_and(StoreGauge::confirmations_failing) {
+            return Some(
+                "store read failed: tokens that may be revoked are refused until it can be read".into(),
             );
         }
         if status.store_failing.load(Ordering::Relaxed) {

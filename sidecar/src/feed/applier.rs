@@ -10,10 +10,13 @@ use atm_proto::change::{self, Change, ChangeSet, Digest, Epoch, Heartbeat};
 use atm_proto::signature::{Domain, TrustedFeedKeys};
 
 use crate::state::{FeedStatus, Position, State, StatePublisher};
-use crate::store::{Saved, Writer};
+use crate::store::{PreparedSnapshot, Saved, Settlement, Writer};
 
 /// Revisions whose digests are remembered: heartbeats and change sets travel on different ways and overtake each other.
 const RECENT: usize = 1024;
+
+/// Ids of a bucket that are looked up at once.
+const LOOK_UP: usize = 1024;
 
 /// Why a message was not applied; a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,8 +127,75 @@ impl Applier {
     }
 
     /// Waits for the store to be ready for more, within a bound.
-    pub(super) async fn room(&self) {
+    pub(super) async fn room(&mut self) {
         self.writer.room().await;
+        while let Some(settlement) = self.writer.try_settled() {
+            self.settle(settlement);
+        }
+    }
+
+    /// The next thing that was settled; to be given to [`Applier::settle`].
+    pub(super) async fn settled(&mut self) -> Settlement {
+        self.writer.settled().await
+    }
+
+    /// Takes what the store has finished: filters in the place of ids, or a whole snapshot.
+    pub(super) fn settle(&mut self, settlement: Settlement) {
+        match settlement {
+            // Decisions are the same before and after.
+            Settlement::Index(settlement) => {
+                settlement.apply(&mut self.state.view.revocations);
+                self.publisher.publish(self.state.clone());
+            }
+            Settlement::Snapshot(snapshot) => self.install(*snapshot),
+            Settlement::Failed(error) => {
+                tracing::error!(%error, "a snapshot was not taken; what is in force stays");
+                self.status().set_fault(Some(error.to_string()));
+            }
+        }
+        self.settle_due();
+    }
+
+    /// Puts a snapshot in force, unless the log has gone on past it meanwhile.
+    fn install(&mut self, snapshot: PreparedSnapshot) {
+        let (position, newer) = (&self.state.position, snapshot.position);
+        if position.epoch == newer.epoch && position.revision > newer.revision {
+            tracing::info!(
+                snapshot = newer.revision,
+                applied = position.revision,
+                "a snapshot came too late"
+            );
+            return;
+        }
+        self.state = snapshot.state(&self.state);
+        self.state.view.revocations.drop_buckets_before(self.oldest);
+        self.recent.clear();
+        self.publisher.publish(self.state.clone());
+        tracing::info!(
+            revision = newer.revision,
+            revocations = self.state.view.revocations.len(),
+            "snapshot in force"
+        );
+        self.writer.commit(snapshot, self.state.policy_fault.is_none());
+    }
+
+    /// Has filters built for buckets to which enough came since the last one.
+    fn settle_due(&mut self) {
+        let revocations = &mut self.state.view.revocations;
+        for bucket in revocations.due() {
+            if self.writer.settles()
+                && let Some(run) = revocations.seal(bucket)
+            {
+                self.writer.settle(bucket, run);
+            }
+        }
+    }
+
+    /// Has ids looked up that came again and may be settled.
+    fn look_up_doubtful(&mut self) {
+        for (bucket, ids) in self.state.view.revocations.doubtful(LOOK_UP) {
+            self.writer.look_up(bucket, ids);
+        }
     }
 
     /// The facts beside the state.
@@ -248,6 +318,8 @@ impl Applier {
             let age = i64::try_from(heard.elapsed().as_millis()).unwrap_or(i64::MAX);
             self.writer.fresh(UnixMillis(super::now().0.saturating_sub(age)));
             self.forget_before(oldest);
+            self.look_up_doubtful();
+            self.settle_due();
         }
         self.status().set_fault(None);
         Heard::Level
@@ -333,6 +405,7 @@ impl Applier {
             position: self.state.position,
             policies: policies_saved,
         });
+        self.settle_due();
     }
 
     fn refuse_undecodable(&self, problem: &str) -> Heard {

@@ -1,8 +1,15 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use atm_core::id::{Id, IdKind};
 use atm_core::key::{Algorithm, KeyState, VerificationKey};
+use atm_core::revocation::{Bucket, Part, RevocationIndex, Run, SetDigest};
+use atm_proto::change::Change;
 use atm_proto::signature::FeedSigner;
 
 use super::*;
+
+mod settling;
+mod snapshots;
 
 fn id(number: u64) -> Id {
     Id::of(IdKind::Token, "https://issuer", &number.to_string())
@@ -18,6 +25,23 @@ fn position(revision: u64) -> Position {
 
 fn saved(revision: u64, changes: Vec<Change>) -> Saved {
     Saved { changes, position: position(revision), policies: true }
+}
+
+/// Saves what came in the first run.
+fn save(store: &Store, sets: Vec<Saved>) {
+    store.save(&sets.into_iter().map(|set| (Run(0), set)).collect::<Vec<_>>()).unwrap();
+}
+
+fn revoked(index: &RevocationIndex, bucket: u32, id: &Id) -> bool {
+    index.is_token_revoked(Bucket(bucket), id).unwrap()
+}
+
+fn settle(store: &Store, bucket: u32, run: u64) -> atm_core::revocation::Settled {
+    store.settle(store.generation(), Bucket(bucket), Run(run), &AtomicBool::new(false)).unwrap()
+}
+
+fn tokens(bucket: u32, numbers: std::ops::Range<u64>) -> Change {
+    Change::RevokedTokens { bucket: Bucket(bucket), ids: sorted(numbers) }
 }
 
 fn sorted(numbers: impl IntoIterator<Item = u64>) -> Vec<Id> {
@@ -40,8 +64,9 @@ fn what_was_saved_is_there_after_opening_again() {
     let client = Id::of(IdKind::Client, "https://issuer", "shop");
     {
         let store = Store::open(directory.path(), 1 << 20).unwrap();
-        store
-            .save(&[
+        save(
+            &store,
+            vec![
                 saved(
                     1,
                     vec![
@@ -63,8 +88,8 @@ fn what_was_saved_is_there_after_opening_again() {
                         Change::Watermarks { kind: IdKind::Client, entries: vec![(client, UnixMillis(40))] },
                     ],
                 ),
-            ])
-            .unwrap();
+            ],
+        );
         store.save_fresh(UnixMillis(77)).unwrap();
         store.save_sidecar_id("sidecar-1").unwrap();
     }
@@ -74,8 +99,8 @@ fn what_was_saved_is_there_after_opening_again() {
     assert_eq!(loaded.sidecar_id.as_deref(), Some("sidecar-1"));
     let view = &loaded.state.view;
     assert_eq!(view.revocations.len(), 200);
-    assert!((0..100).all(|number| view.revocations.is_token_revoked(Bucket(5), &id(number))));
-    assert!((100..200).all(|number| view.revocations.is_token_revoked(Bucket(6), &id(number))));
+    assert!((0..100).all(|number| revoked(&view.revocations, 5, &id(number))));
+    assert!((100..200).all(|number| revoked(&view.revocations, 6, &id(number))));
     assert_eq!(view.revocations.watermark(IdKind::Client, &client), Some(UnixMillis(50)));
     assert!(view.issuers.get("https://issuer").unwrap().key("k1").is_some());
 }
@@ -101,7 +126,7 @@ proptest::proptest! {
                     saved(1, vec![Change::Watermarks { kind: IdKind::Subject, entries }])
                 })
                 .collect();
-            store.save(&saved).unwrap();
+            save(&store, saved);
         }
         let view = store.load().unwrap().state.view;
         for number in 0..3 {
@@ -120,16 +145,18 @@ fn expired_buckets_are_forgotten_and_no_others() {
         bucket: Bucket(bucket),
         ids: sorted(u64::from(bucket) * 10..u64::from(bucket) * 10 + 3),
     });
-    store.save(&[saved(1, changes.to_vec())]).unwrap();
-    store.forget_before(Bucket(7)).unwrap();
-    store.forget_before(Bucket::UNKNOWN).unwrap();
+    save(&store, vec![saved(1, changes.to_vec())]);
+    settle(&store, 6, 0);
+    settle(&store, 7, 0);
+    store.forget_before(store.generation(), Bucket(7)).unwrap();
+    store.forget_before(store.generation(), Bucket::UNKNOWN).unwrap();
     let revocations = store.load().unwrap().state.view.revocations;
     assert_eq!(revocations.len(), 6);
     for id in sorted(70..73) {
-        assert!(revocations.is_token_revoked(Bucket(7), &id));
+        assert!(revoked(&revocations, 7, &id));
     }
     for id in sorted(0..3) {
-        assert!(revocations.is_token_revoked(Bucket(9), &id), "unknown expiry is kept");
+        assert!(revoked(&revocations, 9, &id), "unknown expiry is kept");
     }
 }
 
@@ -139,7 +166,7 @@ fn an_issuer_without_keys_is_forgotten() {
     let change =
         |keys| Change::IssuerKeys { issuer: "https://issuer".into(), realm: None, keys, token_types: vec![] };
     let store = Store::open(directory.path(), 1 << 20).unwrap();
-    store.save(&[saved(1, vec![change(vec![key()])]), saved(2, vec![change(vec![])])]).unwrap();
+    save(&store, vec![saved(1, vec![change(vec![key()])]), saved(2, vec![change(vec![])])]);
     assert!(store.load().unwrap().state.view.issuers.is_empty());
 }
 
@@ -167,7 +194,7 @@ async fn the_writer_saves_in_order_and_everything_before_it_ends() {
     writer.fresh(UnixMillis(9_000));
     drop(writer);
     tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap();
-    assert!(!reader.status().store_abandoned.load(std::sync::atomic::Ordering::Relaxed));
+    assert!(!reader.status().store_abandoned.load(Ordering::Relaxed));
     let loaded = Store::open(directory.path(), 1 << 20).unwrap().load().unwrap();
     assert_eq!(loaded.state.position, position(10_000));
     assert_eq!(loaded.state.view.revocations.len(), 10_000);
@@ -180,13 +207,26 @@ fn a_corrupt_store_is_moved_aside_and_begun_anew() {
     let path = parent.path().join("db");
     {
         let store = Store::open(&path, 1 << 20).unwrap();
-        store
-            .save(&[saved(1, vec![Change::RevokedTokens { bucket: Bucket(5), ids: sorted(0..10) }])])
-            .unwrap();
+        save(&store, vec![saved(1, vec![Change::RevokedTokens { bucket: Bucket(5), ids: sorted(0..10) }])]);
     }
     std::fs::write(path.join("CURRENT"), b"noise").unwrap();
     assert!(matches!(Store::open(&path, 1 << 20), Err(StoreError::Corrupt { .. })));
     let (_, loaded, aside) = Store::open_or_rebuild(&path, 1 << 20).unwrap();
     assert_eq!(loaded.state.position, Position::START);
     assert!(aside.unwrap().join("CURRENT").exists());
+}
+
+#[test]
+fn a_store_of_another_version_is_moved_aside_and_begun_anew() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("db");
+    {
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        drop(DB::open_cf(&options, &path, ["tokens"]).unwrap());
+    }
+    assert!(matches!(Store::open(&path, 1 << 20), Err(StoreError::Corrupt { .. })));
+    let (_, loaded, aside) = Store::open_or_rebuild(&path, 1 << 20).unwrap();
+    assert!(aside.is_some() && !loaded.state.verified);
 }

@@ -82,7 +82,7 @@ fn bench() -> Bench {
 }
 
 fn revoked(reader: &StateReader, number: u64) -> bool {
-    reader.load().view.revocations.is_token_revoked(Bucket(7), &id(number))
+    reader.load().view.revocations.is_token_revoked(Bucket(7), &id(number)).unwrap()
 }
 
 #[test]
