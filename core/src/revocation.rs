@@ -294,6 +294,11 @@ impl RevocationIndex {
         parts.into_iter().map(|part| (part, self.digest(part))).collect()
     }
 
+    /// How many ids are held in full.
+    pub fn front_len(&self) -> usize {
+        self.tokens.values().map(|ids| ids.front_len()).sum()
+    }
+
     /// Where the ids are.
     pub fn sizes(&self) -> Sizes {
         let mut sizes = Sizes { buckets: self.tokens.len(), ..Sizes::default() };

@@ -48,6 +48,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/state", get(state))
         .route("/explain", post(explain))
+        .route("/scrub", post(scrub))
         .layer(DefaultBodyLimit::max(MAX_EXPLAIN_BYTES))
         .with_state(Arc::new(admin))
 }
@@ -170,9 +171,16 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&admin.registry))
 }
 
+/// Has the ids on disk compared with those in memory, in the background; `/state` and `degraded` say what comes of it.
+async fn scrub(State(admin): State<Arc<Admin>>) -> StatusCode {
+    admin.reader.status().scrub_wanted.store(true, Ordering::Relaxed);
+    StatusCode::ACCEPTED
+}
+
 async fn state(State(admin): State<Arc<Admin>>) -> Json<Value> {
     let (state, status) = (admin.reader.load(), admin.reader.status());
     let age = admin.reader.feed_age_ms();
+    let (sizes, store) = (state.view.revocations.sizes(), admin.reader.store_numbers().unwrap_or_default());
     let issuers: Vec<_> = state
         .view
         .issuers
@@ -204,6 +212,19 @@ async fn state(State(admin): State<Arc<Admin>>) -> Json<Value> {
         "revocations": {
             "tokens": state.view.revocations.len(),
             "watermarks": state.view.revocations.watermark_count(),
+            "in_full": sizes.front_ids,
+            "settled": sizes.settled_ids,
+            "buckets": sizes.buckets,
+            "index_bytes": sizes.front_bytes + sizes.filter_bytes,
+        },
+        "store": {
+            "confirmations": store.confirmations,
+            "false_positives": store.false_positives,
+            "confirmation_errors": store.confirmation_errors,
+            "disk_bytes": store.disk_bytes,
+            "memtable_bytes": store.memtable_bytes,
+            "block_cache_bytes": store.block_cache_bytes,
+            "scrubs": status.scrubs.load(Ordering::Acquire),
         },
         "issuers": issuers,
         "policies": {

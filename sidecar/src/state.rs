@@ -76,10 +76,26 @@ pub struct FeedStatus {
     pub applied_delay_ms: AtomicU64,
     /// Refused messages, by [`crate::feed::Cause`].
     pub refused: [AtomicU64; crate::feed::Cause::ALL.len()],
+    /// Set by whoever wants the ids on disk added up and compared with the index; done at the next heartbeat.
+    pub scrub_wanted: AtomicBool,
+    /// Times that this was done since the start.
+    pub scrubs: AtomicU64,
+    scrub_fault: Text,
     fault: Text,
 }
 
 impl FeedStatus {
+    /// Says what a scrub has found; `None` when the disk is what the index is.
+    pub fn scrubbed(&self, fault: Option<String>) {
+        self.scrub_fault.set(fault);
+        self.scrubs.fetch_add(1, Ordering::Release);
+    }
+
+    /// What the newest scrub has found.
+    pub fn scrub_fault(&self) -> Option<String> {
+        self.scrub_fault.get()
+    }
+
     /// Counts a refused message.
     pub fn refuse(&self, cause: crate::feed::Cause) {
         self.refused[cause as usize].fetch_add(1, Ordering::Relaxed);
@@ -189,6 +205,9 @@ impl StateReader {
             return Some(fault.to_owned());
         }
         if let Some(fault) = status.fault() {
+            return Some(fault);
+        }
+        if let Some(fault) = status.scrub_fault() {
             return Some(fault);
         }
         if status.store_abandoned.load(Ordering::Relaxed) {

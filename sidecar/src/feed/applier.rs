@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use atm_core::revocation::Bucket;
+use atm_core::revocation::{Bucket, Part, SetDigest};
 use atm_core::time::UnixMillis;
 use atm_proto::change::{self, Change, ChangeSet, Digest, Epoch, Heartbeat};
 use atm_proto::signature::{Domain, TrustedFeedKeys};
@@ -17,6 +17,10 @@ const RECENT: usize = 1024;
 
 /// Ids of a bucket that are looked up at once.
 const LOOK_UP: usize = 1024;
+/// Ids in full, 18 bytes each, past which whoever has more at hand waits for filters.
+const FRONT_IDS: usize = 1 << 20;
+/// How long it waits for one.
+const ROOM_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a message was not applied; a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +109,8 @@ pub(super) struct Applier {
     ended: Vec<Epoch>,
     /// Single tokens of buckets before this one are forgotten.
     oldest: Bucket,
+    /// What the index held when a scrub was asked for that is under way.
+    scrubbing: Option<Vec<(Part, Option<SetDigest>)>>,
 }
 
 impl Applier {
@@ -118,7 +124,7 @@ impl Applier {
         let state = State::clone(&publisher.reader().load());
         let (head, recent, ended) = (None, VecDeque::new(), Vec::new());
         let oldest = Bucket::UNKNOWN;
-        Self { realm_group, trusted, publisher, writer, state, head, recent, ended, oldest }
+        Self { realm_group, trusted, publisher, writer, state, head, recent, ended, oldest, scrubbing: None }
     }
 
     /// How far the state is.
@@ -131,6 +137,13 @@ impl Applier {
         self.writer.room().await;
         while let Some(settlement) = self.writer.try_settled() {
             self.settle(settlement);
+        }
+        // What comes faster than filters are built is held in full meanwhile.
+        while self.state.view.revocations.front_len() > FRONT_IDS && self.writer.settles() {
+            match tokio::time::timeout(ROOM_WAIT, self.writer.settled()).await {
+                Ok(settlement) => self.settle(settlement),
+                Err(_) => return,
+            }
         }
     }
 
@@ -152,8 +165,48 @@ impl Applier {
                 tracing::error!(%error, "a snapshot was not taken; what is in force stays");
                 self.status().set_fault(Some(error.to_string()));
             }
+            Settlement::Scrubbed(digests) => self.compare(&digests),
+            Settlement::ScrubFailed(error) => {
+                tracing::error!(%error, "the store cannot be read to its end");
+                self.scrubbing = None;
+                self.status().scrubbed(Some(format!("store scrub failed: {error}")));
+            }
         }
         self.settle_due();
+    }
+
+    /// Where it is wanted, has the ids on disk added up, to be compared with what the index holds; one time after the other.
+    fn scrub_if_wanted(&mut self) {
+        let wanted = self.status().scrub_wanted.load(Ordering::Relaxed);
+        if wanted && self.scrubbing.is_none() && self.writer.scrub() {
+            self.status().scrub_wanted.store(false, Ordering::Relaxed);
+            self.scrubbing = Some(self.state.view.revocations.digests());
+        }
+    }
+
+    /// Says which buckets are not on disk what they are in memory. Those that changed meanwhile are left to the next time.
+    fn compare(&mut self, on_disk: &[(Bucket, SetDigest)]) {
+        let Some(before) = self.scrubbing.take() else { return };
+        let revocations = &self.state.view.revocations;
+        let diverged: Vec<_> = before
+            .into_iter()
+            .filter_map(|(part, digest)| match part {
+                Part::Tokens(bucket) if digest.is_some() && revocations.digest(part) == digest => {
+                    let found = on_disk.iter().find(|(of, _)| *of == bucket).map(|(_, found)| *found);
+                    (found.unwrap_or_default() != digest.unwrap_or_default()).then_some(bucket.0)
+                }
+                _ => None,
+            })
+            .collect();
+        let fault = (!diverged.is_empty()).then(|| {
+            format!("store diverged: buckets {diverged:?} are not on disk what they are in memory; move store.path away and restart, the feed restores it")
+        });
+        if let Some(fault) = &fault {
+            tracing::error!(fault, "scrubbed the store");
+        } else {
+            tracing::info!(buckets = on_disk.len(), "scrubbed the store");
+        }
+        self.status().scrubbed(fault);
     }
 
     /// Puts a snapshot in force, unless the log has gone on past it meanwhile.
@@ -320,6 +373,7 @@ impl Applier {
             self.forget_before(oldest);
             self.look_up_doubtful();
             self.settle_due();
+            self.scrub_if_wanted();
         }
         self.status().set_fault(None);
         Heard::Level

@@ -1,5 +1,6 @@
 //! Moves what came lately to the settled ids, and builds the filter over them: in the background, by one thread.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -80,6 +81,35 @@ impl Store {
         })?;
         let (filter, digest) = builder.finish();
         Ok(Settled { filter: Arc::new(filter), ids: self.confirmed(generation), digest })
+    }
+
+    /// The digest of every bucket, from the ids on disk. Each is read to its end, and its checksums with it.
+    pub(super) fn scrub(
+        &self,
+        generation: Generation,
+        stop: &AtomicBool,
+    ) -> Result<Vec<(Bucket, SetDigest)>, SettleError> {
+        let mut recent: BTreeMap<Bucket, Vec<Id>> = BTreeMap::new();
+        self.recent(generation, |bucket, ids| recent.entry(bucket).or_default().extend(ids))?;
+        for bucket in self.settled_buckets(generation)? {
+            recent.entry(bucket).or_default();
+        }
+        let mut digests = Vec::new();
+        for (bucket, mut lately) in recent {
+            lately.sort_unstable();
+            lately.dedup();
+            let settled = self.build_filter(generation, bucket, stop)?;
+            let mut digest = settled.digest;
+            for id in lately {
+                let is_settled = settled.filter.may_contain(&id)
+                    && settled.ids.contains(bucket, &id).map_err(|error| self.corrupt(error.to_string()))?;
+                if !is_settled {
+                    digest.add_token(&id);
+                }
+            }
+            digests.push((bucket, digest));
+        }
+        Ok(digests)
     }
 
     /// Writes a filter that was built because there was none that fitted.

@@ -9,15 +9,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use atm_core::id::Id;
-use atm_core::revocation::{Bucket, RevocationIndex, Run, Settled};
+use atm_core::revocation::{Bucket, RevocationIndex, Run, SetDigest, Settled};
 use tokio::sync::mpsc as channel;
 
-use super::Store;
 use super::confirmed::ConfirmedByDisk;
 use super::keys::Generation;
 use super::settle::SettleError;
 use super::snapshot::{InstallError, PreparedSnapshot, Snapshot};
 use super::staging::{Segment, Staging};
+use super::{Store, StoreError};
 
 /// Time between attempts while the disk fails.
 const RETRY: Duration = Duration::from_secs(1);
@@ -39,6 +39,8 @@ pub(super) enum Task {
     Install(Box<Snapshot>),
     /// Join single segments.
     Repair(Staging, Vec<Segment>),
+    /// Compute the digests from the disk.
+    Scrub(Generation),
     /// Delete a generation once no view looks at it.
     Retire(Weak<ConfirmedByDisk>, Generation),
 }
@@ -53,6 +55,11 @@ pub enum Settlement {
     Snapshot(Box<PreparedSnapshot>),
     /// A snapshot or a repair was not taken; what is in force stays.
     Failed(InstallError),
+    /// What the ids on disk add up to. A bucket whose digest in the index is the same before [`super::Writer::scrub`] and now
+    /// must have that one.
+    Scrubbed(Vec<(Bucket, SetDigest)>),
+    /// The disk could not be read to the end.
+    ScrubFailed(StoreError),
 }
 
 /// Something that the index takes in: filters for what was sealed or joined, or what was found out about ids in doubt.
@@ -200,6 +207,11 @@ impl Work<'_> {
             Task::Repair(staging, segments) => match store.repair(staging, segments, stop) {
                 Ok(buckets) => Some(index(store.generation(), Kind::Joined(buckets))),
                 Err(error) => Some(Settlement::Failed(error)),
+            },
+            Task::Scrub(generation) => match store.scrub(generation, stop) {
+                Ok(digests) => Some(Settlement::Scrubbed(digests)),
+                Err(SettleError::Store(error)) => Some(Settlement::ScrubFailed(error)),
+                Err(SettleError::Stopped) => None,
             },
             Task::Retire(looked_at, generation) => {
                 self.retired.push((looked_at, generation));

@@ -66,6 +66,7 @@ enum Job {
     LookUp(Bucket, Vec<Id>),
     Install(Box<Snapshot>),
     Repair(Staging, Vec<Segment>),
+    Scrub,
     /// The snapshot is in force: what follows belongs to its generation.
     Commit(Commit),
 }
@@ -173,6 +174,12 @@ impl Writer {
     /// [`Writer::install`].
     pub fn repair(&self, staging: Staging, segments: Vec<Segment>) -> bool {
         self.send(Job::Repair(staging, segments))
+    }
+
+    /// Computes every bucket's digest from the ids on disk, behind everything saved so far; what comes of it is
+    /// [`Writer::settled`]. As [`Writer::install`].
+    pub fn scrub(&self) -> bool {
+        self.send(Job::Scrub)
     }
 
     /// Makes a snapshot, whose state has just been published, the one of the next start. `policies` says whether its policies
@@ -320,6 +327,7 @@ impl Thread {
             }
             Job::Install(snapshot) => batch.tasks.push(Task::Install(snapshot)),
             Job::Repair(staging, segments) => batch.tasks.push(Task::Repair(staging, segments)),
+            Job::Scrub => batch.tasks.push(Task::Scrub(generation)),
             Job::Commit(commit) => batch.commit = Some(commit),
         }
         batch.commit.is_some()

@@ -120,6 +120,54 @@ fn another_history_another_signer_and_noise_are_refused() {
     assert_eq!(status.refusals(Cause::Conflict), 2);
 }
 
+/// A log of one set that revokes many tokens.
+fn many(signer: &FeedSigner, count: u64) -> (Vec<u8>, Digest) {
+    let mut ids: Vec<_> = (1..=count).map(id).collect();
+    ids.sort_unstable();
+    let payload = ChangeSet {
+        realm_group: "default".into(),
+        epoch: EPOCH,
+        revision: 1,
+        previous_digest: Digest::ZERO,
+        time: UnixMillis(0),
+        changes: vec![Change::RevokedTokens { bucket: Bucket(7), ids }],
+    }
+    .encode();
+    (signer.sign(Domain::ChangeSet, &payload), Digest::of(&payload))
+}
+
+#[tokio::test]
+async fn what_came_is_settled_in_the_background_and_in_force_all_the_while() {
+    let mut bench = bench();
+    let signer = signer(1);
+    let (set, digest) = many(&signer, 2_000);
+    bench.applier.change_set(&set);
+    let all_revoked = |reader: &StateReader| (1..=2_000).all(|number| revoked(reader, number));
+    assert!(all_revoked(&bench.reader));
+    assert_eq!(bench.reader.load().view.revocations.sizes().settled_ids, 0);
+    let settlement = bench.applier.settled().await;
+    bench.applier.settle(settlement);
+    let sizes = bench.reader.load().view.revocations.sizes();
+    assert_eq!((sizes.settled_ids, sizes.front_ids), (2_000, 0));
+    assert!(all_revoked(&bench.reader) && !revoked(&bench.reader, 2_001));
+
+    bench.reader.status().scrub_wanted.store(true, Ordering::Relaxed);
+    bench.applier.heartbeat(&heartbeat(&signer, EPOCH, 1, digest, 10));
+    let settlement = bench.applier.settled().await;
+    bench.applier.settle(settlement);
+    let status = bench.reader.status();
+    assert_eq!((status.scrubs.load(Ordering::Relaxed), status.scrub_fault()), (1, None));
+
+    // As if the disk had lost the bucket.
+    bench.applier.scrubbing = Some(bench.reader.load().view.revocations.digests());
+    bench.applier.settle(Settlement::Scrubbed(Vec::new()));
+    assert!(status.scrub_fault().unwrap().contains("[7]"));
+    // What changed meanwhile is not judged.
+    bench.applier.scrubbing = Some(vec![(Part::Tokens(Bucket(7)), Some(SetDigest::EMPTY))]);
+    bench.applier.settle(Settlement::Scrubbed(Vec::new()));
+    assert_eq!(status.scrub_fault(), None);
+}
+
 #[test]
 fn single_tokens_are_forgotten_when_both_clocks_say_that_they_have_expired() {
     let mut bench = bench();

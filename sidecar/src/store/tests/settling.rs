@@ -92,6 +92,22 @@ fn settling_that_was_interrupted_counts_nothing_twice() {
 }
 
 #[test]
+fn a_scrub_adds_up_what_is_on_disk_once_each() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = opened(&directory);
+    save(&store, vec![saved(1, vec![tokens(5, 0..1_000), tokens(6, 0..10)])]);
+    settle(&store, 5, 0);
+    // Some again, some new.
+    store.save(&[(Run(1), saved(2, vec![tokens(5, 900..1_100)]))]).unwrap();
+    let scrub = || store.scrub(store.generation(), &AtomicBool::new(false)).unwrap();
+    let (five, six) = (SetDigest::of_tokens(&sorted(0..1_100)), SetDigest::of_tokens(&sorted(0..10)));
+    assert_eq!(scrub(), [(Bucket(5), five), (Bucket(6), six)]);
+    let key = revoked_key(Generation(0), Bucket(5), &id(7));
+    store.db.delete_cf(store.family(REVOKED).unwrap(), key).unwrap();
+    assert_ne!(scrub()[0].1, five);
+}
+
+#[test]
 fn what_cannot_be_read_refuses_and_the_rest_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let store = opened(&directory);

@@ -55,6 +55,7 @@ impl Running {
                 return Ok(());
             }
             Settlement::Failed(error) => return Err(error),
+            Settlement::Scrubbed(_) | Settlement::ScrubFailed(_) => unreachable!("nobody asked for it"),
         }
         self.publisher.publish(state);
         Ok(())
