@@ -10,6 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 mod admin_api;
 mod api_key;
+mod backup;
 mod client;
 mod connection;
 mod dev;
@@ -69,6 +70,10 @@ enum Command {
     Explain(explain::Explain),
     /// The sidecars, and the revision each enforces
     Fleet,
+    /// Copy the embedded store of a control plane, while it runs
+    Backup(backup::Backup),
+    /// Put a copy of the embedded store in its place, while the control plane is stopped
+    Restore(backup::Restore),
     /// Print a completion script, for example: source <(atmctl completions bash)
     Completions {
         /// The shell to print it for
@@ -104,6 +109,8 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Issuer(command) => command.run(connection).await?,
         Command::Client(command) => command.run(connection).await?,
         Command::Fleet => fleet::run(connection).await?,
+        Command::Backup(backup) => backup.run(connection).await?,
+        Command::Restore(restore) => restore.run(connection).await?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "atmctl", &mut script);

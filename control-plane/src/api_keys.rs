@@ -18,7 +18,8 @@ use crate::feed::FeedHandle;
 use crate::registry::{FieldError, RegistryError, check_common};
 use crate::revocation::{Revocations, Selector};
 use crate::secret::{self, SecretHasher, SecretKind};
-use crate::store::{Store, StoreError, api_keys, outbox};
+use crate::store::outbox::{self, Ticket};
+use crate::store::{Store, StoreError, api_keys, transact};
 
 /// Seconds that a key lives where nothing else is said: a year.
 const DEFAULT_LIFETIME_SECONDS: i64 = 365 * 86_400;
@@ -76,6 +77,19 @@ pub struct ApiKey {
     pub created_at: i64,
     /// When it was last changed.
     pub updated_at: i64,
+}
+
+impl ApiKey {
+    fn with(self, change: ApiKeyChange, now: UnixMillis) -> Self {
+        Self {
+            name: change.name.or(self.name),
+            scopes: change.scopes.unwrap_or(self.scopes),
+            audiences: change.audiences.unwrap_or(self.audiences),
+            networks: change.networks.unwrap_or(self.networks),
+            updated_at: now.0,
+            ..self
+        }
+    }
 }
 
 /// What makes a key.
@@ -159,9 +173,10 @@ impl ApiKeys {
         };
         check(&key, now).map_err(RegistryError::Invalid)?;
         let text = secret::mint(SecretKind::ApiKey)?;
-        let mut transaction = self.store.begin().await?;
-        api_keys::insert(&mut transaction, &key, &self.hash(&opaque::digest(&text))).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        let hash = self.hash(&opaque::digest(&text));
+        transact!(self.store, |transaction| -> Result<(), StoreError> {
+            api_keys::insert(transaction, &key, &hash).await
+        })?;
         Ok((key, text))
     }
 
@@ -179,20 +194,21 @@ impl ApiKeys {
     /// revision that this returns.
     pub async fn change(&self, id: &str, change: ApiKeyChange) -> Result<(ApiKey, u64), RegistryError> {
         let now = self.clock.wall();
-        let mut transaction = self.store.begin().await?;
-        let before = api_keys::locked(&mut transaction, id).await?.ok_or(RegistryError::NotFound)?;
-        let key = ApiKey {
-            name: change.name.or(before.name),
-            scopes: change.scopes.unwrap_or(before.scopes),
-            audiences: change.audiences.unwrap_or(before.audiences),
-            networks: change.networks.unwrap_or(before.networks),
-            updated_at: now.0,
-            ..before
-        };
-        check(&key, UnixMillis(key.created_at)).map_err(RegistryError::Invalid)?;
-        api_keys::update(&mut transaction, &key).await?;
-        let ticket = outbox::enqueue(&mut transaction, &self.out_of_date(id), now).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        // With the change, so that a crash cannot leave sidecars with what was ...
+        let early = self.out_of_date(id).await?;
+        let key = transact!(self.store, |transaction| -> Result<ApiKey, RegistryError> {
+            let before = api_keys::locked(transaction, id).await?.ok_or(RegistryError::NotFound)?;
+            let key = before.with(change.clone(), now);
+            check(&key, UnixMillis(key.created_at)).map_err(RegistryError::Invalid)?;
+            api_keys::update(transaction, &key).await?;
+            outbox::enqueue(transaction, &early, now).await?;
+            Ok(key)
+        })?;
+        // ... and after it, so that no answer from before the commit is newer than the mark.
+        let late = self.out_of_date(id).await?;
+        let ticket = transact!(self.store, |transaction| -> Result<Ticket, StoreError> {
+            outbox::enqueue(transaction, &late, now).await
+        })?;
         let revision =
             self.feed.sequenced(&ticket).await.map_err(crate::revocation::RevocationError::from)?;
         Ok((key, revision))
@@ -200,11 +216,12 @@ impl ApiKeys {
 
     /// Ends a key. Returns the revision from which on it is refused everywhere.
     pub async fn revoke(&self, id: &str, actor: &str) -> Result<u64, RegistryError> {
-        let mut transaction = self.store.begin().await?;
-        let before = api_keys::locked(&mut transaction, id).await?.ok_or(RegistryError::NotFound)?;
-        let key = ApiKey { status: ApiKeyStatus::Revoked, updated_at: self.clock.wall().0, ..before };
-        api_keys::update(&mut transaction, &key).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        let key = transact!(self.store, |transaction| -> Result<ApiKey, RegistryError> {
+            let before = api_keys::locked(transaction, id).await?.ok_or(RegistryError::NotFound)?;
+            let key = ApiKey { status: ApiKeyStatus::Revoked, updated_at: self.clock.wall().0, ..before };
+            api_keys::update(transaction, &key).await?;
+            Ok(key)
+        })?;
         // A call that fails here can be repeated: revoking twice is revoking once.
         let selector = Selector::Token { jti: key.id, issuer: None, expires_at: Some(key.expires_at) };
         let revoked = self.revocations.revoke(&[selector], actor, Some("API key revoked")).await?;
@@ -218,7 +235,7 @@ impl ApiKeys {
         request: &IntrospectionRequest,
         realm_group: &str,
     ) -> Result<IntrospectionReply, StoreError> {
-        let time = self.clock.issue();
+        let time = self.clock.issue().await?;
         let key = api_keys::by_digest(&self.store, &self.hash(&request.token_digest)).await?;
         let now = self.clock.wall().seconds();
         let key = key.filter(|key| key.status == ApiKeyStatus::Active && now < key.expires_at);
@@ -258,9 +275,11 @@ impl ApiKeys {
         claims
     }
 
-    fn out_of_date(&self, id: &str) -> Change {
+    /// Sidecars ask anew about what they learnt until now.
+    async fn out_of_date(&self, id: &str) -> Result<Change, StoreError> {
         let id = Id::of(IdKind::Token, &self.issuer, id);
-        Change::Watermarks { kind: IdKind::Introspection, entries: vec![(id, self.clock.revoke())] }
+        let entries = vec![(id, self.clock.revoke().await?)];
+        Ok(Change::Watermarks { kind: IdKind::Introspection, entries })
     }
 
     fn hash(&self, digest: &[u8; 32]) -> [u8; 32] {

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api_keys::ApiKeys;
+use crate::clock::IssueClock;
 use crate::config::{Config, Secrets, TlsFiles};
 use crate::feed::{Feed, FeedError, FeedHandle, FeedSettings};
 use crate::http::{self, Services, admin, oauth};
@@ -24,7 +25,7 @@ use crate::policies::Policies;
 use crate::registry::Registry;
 use crate::revocation::Revocations;
 use crate::secret::{SecretError, sha256};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreSettings};
 use crate::tls::{Certificate, TlsError};
 
 /// The realm at the server's root issuer.
@@ -60,7 +61,7 @@ pub enum StartError {
         source: TlsError,
     },
     /// The store does not open.
-    #[error("store.path: {0}")]
+    #[error("store: {0}")]
     Store(#[from] StoreError),
     /// The feed does not start.
     #[error("nats: {0}")]
@@ -113,7 +114,11 @@ impl App {
         let bound = Bound { oauth: oauth_listener.address, admin: admin_listener.address };
         let address_file = config.listen.address_file.clone();
 
-        let store = Store::open(&config.store).await?;
+        let mut settings = config.store.settings.clone();
+        if let StoreSettings::Postgres(postgres) = &mut settings {
+            postgres.password.clone_from(&secrets.store_password);
+        }
+        let store = Store::open(&settings).await?;
         let services = Arc::new(assemble(config, secrets, &store, &lifecycle).await?);
         serve(&lifecycle, "oauth listener", oauth_listener, oauth::router(Arc::clone(&services)));
         serve(&lifecycle, "admin listener", admin_listener, admin::router(services));
@@ -150,7 +155,12 @@ async fn assemble(
     store: &Store,
     lifecycle: &Lifecycle,
 ) -> Result<Services, StartError> {
-    let clock = store.issue_clock().await?;
+    let clock = Arc::new(IssueClock::start(store.clone()).await?);
+    let follow = store.clone().follow_versions();
+    let ends = lifecycle.background_ends();
+    lifecycle.spawn_background("store versions", async move {
+        ends.run_until_cancelled(follow).await;
+    });
     let metrics = Metrics::new()?;
     let issuer_path = config.issuer_path().to_owned();
     let settings = FeedSettings {

@@ -14,11 +14,13 @@ use atm_proto::subject::Subjects;
 
 mod reader;
 mod secrets;
+mod store;
 #[cfg(test)]
 mod tests;
 
 use reader::Reader;
 pub use secrets::Secrets;
+pub use store::StoreConfig;
 
 /// The environment, as far as it matters here: names and values.
 pub type Environment = BTreeMap<String, String>;
@@ -32,8 +34,8 @@ pub struct Config {
     pub realm_group: String,
     /// Where to listen.
     pub listen: Listen,
-    /// File of the embedded store.
-    pub store: PathBuf,
+    /// The store.
+    pub store: StoreConfig,
     /// The feed's carrier.
     pub nats: Nats,
     /// Where the wrapping key (32 bytes in base64url) is.
@@ -187,7 +189,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         Err(error) => Err(error.to_string()),
     });
     let listen = listen(reader);
-    let store = reader.required("store.path", path);
+    let store = store::read(reader);
     let nats_url = reader.required("nats.url", nats_url);
     let nats_credentials = reader.optional("nats.credentials", path);
     let wrapping_key = wrapping_key(reader);

@@ -201,6 +201,7 @@ impl Feed {
             sequenced: Notify::new(),
             settings,
         });
+        epoch::begin_if_restored(&shared).await?;
         let client = connection::connect(&shared).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(until(shutdown.clone(), sequencer::run(Arc::clone(&shared))));

@@ -119,7 +119,7 @@ impl Issuance {
 
     /// An access token for `client`, which has been authenticated. `issued_at` was taken from the issue clock **before**
     /// the client was read, so that a client disabled since then has a watermark that covers the token.
-    pub fn client_credentials(
+    pub async fn client_credentials(
         &self,
         client: &Client,
         request: &ClientCredentials,
@@ -138,7 +138,7 @@ impl Issuance {
             issued_at,
             lifetime: i64::try_from(lifetime).unwrap_or(i64::MAX),
         };
-        let access_token = self.keys.sign_jwt(TYPE, &claims)?;
+        let access_token = self.keys.sign_jwt(TYPE, &claims).await?;
         Ok(IssuedToken { access_token, expires_in: lifetime, scope, jti })
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use atm_core::key::{Algorithm, NO_TOKEN_TYPE, VerificationKey};
+use atm_core::time::UnixMillis;
 use atm_proto::change::Change;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,8 @@ use crate::clock::IssueClock;
 use crate::feed::FeedHandle;
 use crate::registry::FieldError;
 use crate::secret::{self, SecretError};
-use crate::store::{Store, StoreError, outbox, trusted_issuers};
+use crate::store::outbox::{self, Ticket};
+use crate::store::{Store, StoreError, transact, trusted_issuers};
 
 pub mod address;
 pub mod cache;
@@ -148,6 +150,38 @@ struct Learnt {
     known: Option<Known>,
 }
 
+impl TrustedIssuer {
+    /// Notes what a fetch came to. Returns what the feed is to carry, where the keys differ from those in force.
+    fn take_over(&mut self, learnt: &Result<Option<Learnt>, FetchError>, now: UnixMillis) -> Option<Change> {
+        let learnt = match learnt {
+            Err(error) => {
+                self.failures += 1;
+                self.last_error = Some(error.to_string());
+                return None;
+            }
+            Ok(learnt) => learnt,
+        };
+        (self.failures, self.last_error, self.succeeded_at) = (0, None, Some(now.0));
+        let Learnt { keys, skipped, known } = learnt.as_ref()?;
+        (self.key_count, self.skipped) = (keys.len() as u64, skipped.clone());
+        (self.jwks_uri, self.etag) = known
+            .as_ref()
+            .map_or((None, None), |known| (Some(known.jwks_uri.clone()), Some(known.etag.clone())));
+        let change = Change::IssuerKeys {
+            issuer: self.settings.issuer.clone(),
+            realm: None,
+            keys: keys.clone(),
+            token_types: self.settings.token_types.clone(),
+        };
+        let encoded = change.encode();
+        if self.published.as_ref() == Some(&encoded) {
+            return None;
+        }
+        self.published = Some(encoded);
+        Some(change)
+    }
+}
+
 impl Issuers {
     /// The issuers in `store`. `own_issuer` is none that may be registered.
     pub fn new(
@@ -196,16 +230,16 @@ impl Issuers {
         let given = given.transpose().map_err(|error| {
             IssuersError::Invalid(vec![FieldError { field: "jwks".into(), message: error.to_string() }])
         })?;
-        let mut transaction = self.0.store.begin().await?;
-        if trusted_issuers::count(&mut transaction).await? >= MAX_ISSUERS {
-            let message = format!("there are {MAX_ISSUERS} issuers already; remove one");
-            return Err(IssuersError::Invalid(vec![FieldError { field: "issuer".into(), message }]));
-        }
-        trusted_issuers::insert(&mut transaction, &issuer).await.map_err(|error| match error {
-            StoreError::Exists => IssuersError::Exists,
-            other => other.into(),
+        transact!(self.0.store, |transaction| -> Result<(), IssuersError> {
+            if trusted_issuers::count(transaction).await? >= MAX_ISSUERS {
+                let message = format!("there are {MAX_ISSUERS} issuers already; remove one");
+                return Err(IssuersError::Invalid(vec![FieldError { field: "issuer".into(), message }]));
+            }
+            trusted_issuers::insert(transaction, &issuer).await.map_err(|error| match error {
+                StoreError::Exists => IssuersError::Exists,
+                other => other.into(),
+            })
         })?;
-        transaction.commit().await.map_err(StoreError::from)?;
         match given {
             None => self.refresh(&issuer.id).await,
             Some(set) => {
@@ -227,19 +261,18 @@ impl Issuers {
 
     /// Ends the trust. Returns the revision from which on its tokens are refused; none where it was never trusted.
     pub async fn remove(&self, id: &str) -> Result<Option<u64>, IssuersError> {
-        let mut transaction = self.0.store.begin().await?;
-        let issuer = trusted_issuers::locked(&mut transaction, id).await?.ok_or(IssuersError::NotFound)?;
-        trusted_issuers::delete(&mut transaction, id).await?;
-        let name = issuer.settings.issuer;
-        // A name that has become our own since is not ours to remove.
-        let ticket = if issuer.published.is_some() && name != self.0.own_issuer {
+        let ticket = transact!(self.0.store, |transaction| -> Result<Option<Ticket>, IssuersError> {
+            let issuer = trusted_issuers::locked(transaction, id).await?.ok_or(IssuersError::NotFound)?;
+            trusted_issuers::delete(transaction, id).await?;
+            let name = issuer.settings.issuer;
+            // A name that has become our own since is not ours to remove.
+            if issuer.published.is_none() || name == self.0.own_issuer {
+                return Ok(None);
+            }
             let change =
                 Change::IssuerKeys { issuer: name, realm: None, keys: Vec::new(), token_types: Vec::new() };
-            Some(outbox::enqueue(&mut transaction, &change, self.0.clock.wall()).await?)
-        } else {
-            None
-        };
-        transaction.commit().await.map_err(StoreError::from)?;
+            Ok(Some(outbox::enqueue(transaction, &change, self.0.clock.wall()).await?))
+        })?;
         match ticket {
             None => Ok(None),
             // Committed; the feed takes it up as soon as the store lets it.
@@ -283,44 +316,32 @@ impl Issuers {
         next_fetch: i64,
     ) -> Result<TrustedIssuer, IssuersError> {
         let now = self.0.clock.wall();
-        let mut transaction = self.0.store.begin().await?;
-        // Removed meanwhile: there is nothing to keep.
-        let mut issuer =
-            trusted_issuers::locked(&mut transaction, id).await?.ok_or(IssuersError::NotFound)?;
-        issuer.next_fetch = next_fetch;
+        let (issuer, changed) =
+            transact!(self.0.store, |transaction| -> Result<(TrustedIssuer, bool), IssuersError> {
+                // Removed meanwhile: there is nothing to keep.
+                let mut issuer =
+                    trusted_issuers::locked(transaction, id).await?.ok_or(IssuersError::NotFound)?;
+                issuer.next_fetch = next_fetch;
+                let change = issuer.take_over(&learnt, now);
+                if let Some(change) = &change {
+                    outbox::enqueue(transaction, change, now).await?;
+                }
+                trusted_issuers::update(transaction, &issuer).await?;
+                Ok((issuer, change.is_some()))
+            })?;
         match learnt {
             Err(error) => {
                 tracing::warn!(issuer = issuer.settings.issuer, %error, trusted = issuer.published.is_some(), "an issuer's keys cannot be fetched; those in force stay");
-                issuer.failures += 1;
-                issuer.last_error = Some(error.to_string());
             }
-            Ok(learnt) => {
-                (issuer.failures, issuer.last_error, issuer.succeeded_at) = (0, None, Some(now.0));
-                if let Some(Learnt { keys, skipped, known }) = learnt {
-                    (issuer.key_count, issuer.skipped) = (keys.len() as u64, skipped);
-                    (issuer.jwks_uri, issuer.etag) =
-                        known.map_or((None, None), |known| (Some(known.jwks_uri), Some(known.etag)));
-                    let change = Change::IssuerKeys {
-                        issuer: issuer.settings.issuer.clone(),
-                        realm: None,
-                        keys,
-                        token_types: issuer.settings.token_types.clone(),
-                    };
-                    let encoded = change.encode();
-                    if issuer.published.as_ref() != Some(&encoded) {
-                        outbox::enqueue(&mut transaction, &change, now).await?;
-                        issuer.published = Some(encoded);
-                        tracing::info!(
-                            issuer = issuer.settings.issuer,
-                            keys = issuer.key_count,
-                            "an issuer's keys have changed"
-                        );
-                    }
-                }
+            Ok(_) if changed => {
+                tracing::info!(
+                    issuer = issuer.settings.issuer,
+                    keys = issuer.key_count,
+                    "an issuer's keys have changed"
+                );
             }
+            Ok(_) => {}
         }
-        trusted_issuers::update(&mut transaction, &issuer).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
         self.0.feed.sequence_soon();
         Ok(issuer)
     }

@@ -12,14 +12,15 @@ use atm_core::key::{Algorithm, Issuers, KeyState};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Serialize, Serializer};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 use crate::clock::wall_now;
 use crate::feed::{FeedError, FeedHandle};
 use crate::secret::{SecretError, Wrapper};
 use crate::store::outbox::{self, Ticket};
 use crate::store::signing_keys::{self, StoredKey};
-use crate::store::{Store, StoreError, Transaction};
+use crate::store::versions::{self, Topic};
+use crate::store::{Store, StoreError, Transaction, corrupt, transact};
 
 mod publication;
 mod rotation;
@@ -174,17 +175,20 @@ struct Inner {
     feed: FeedHandle,
     wrapper: Wrapper,
     settings: KeySettings,
-    signer: ArcSwap<Signer>,
-    issuers: ArcSwap<Issuers>,
+    loaded: ArcSwap<Loaded>,
+    /// One load at a time.
+    loading: Mutex<()>,
     /// Wakes the rotation task.
     wake: Notify,
 }
 
-/// What the revocation of keys changed.
-pub(crate) struct Compromised {
-    pub(crate) ticket: Ticket,
-    /// The key that signs from the commit on, where the one before was revoked.
-    pub(crate) signer: Option<Signer>,
+/// A copy of the stored keys.
+#[derive(Debug)]
+struct Loaded {
+    /// Of the keys in the store, as it was known before they were read.
+    version: u64,
+    signer: Arc<Signer>,
+    issuers: Issuers,
 }
 
 impl Keys {
@@ -195,37 +199,41 @@ impl Keys {
         wrapper: Wrapper,
         settings: KeySettings,
     ) -> Result<Self, KeysError> {
-        let mut transaction = store.begin().await?;
-        let mut keys = signing_keys::locked(&mut transaction, &settings.issuer).await?;
-        let active = keys.iter().find(|key| key.record.state == SigningKeyState::Active);
-        let signer = if let Some(key) = active {
-            Signer::unwrap(&wrapper, &key.record.kid, key.record.algorithm, &key.wrapped)?
+        let is_active = |key: &StoredKey| key.record.state == SigningKeyState::Active;
+        let fresh = if signing_keys::list(&store, &settings.issuer).await?.iter().any(is_active) {
+            None
         } else {
-            // Under the write lock, so that of several processes that start together one makes the key.
             let fresh = generate(settings.algorithm).await?;
-            let key = stored(&fresh, &wrapper, &settings, SigningKeyState::Active)?;
-            signing_keys::insert(&mut transaction, &key).await?;
-            keys.push(key);
-            let change = published(&settings.issuer, &keys)?;
-            outbox::enqueue(&mut transaction, &change, wall_now()).await?;
-            fresh
+            Some(stored(&fresh, &wrapper, &settings, SigningKeyState::Active)?)
         };
-        withdraw_other_issuers(&mut transaction, &settings.issuer).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        transact!(store, |transaction| -> Result<(), StoreError> {
+            let mut keys = signing_keys::locked(transaction, &settings.issuer).await?;
+            // Of several processes that start together one makes the key.
+            if let Some(fresh) = &fresh
+                && !keys.iter().any(is_active)
+            {
+                signing_keys::insert(transaction, fresh).await?;
+                keys.push(fresh.clone());
+                publish(transaction, &settings.issuer, &keys).await?;
+            }
+            withdraw_other_issuers(transaction, &settings.issuer).await
+        })?;
         feed.sequence_soon();
-        let issuers = ArcSwap::from_pointee(issuers_of(&settings, &keys)?);
-        let signer = ArcSwap::from_pointee(signer);
-        Ok(Self(Arc::new(Inner { store, feed, wrapper, settings, signer, issuers, wake: Notify::new() })))
+        let loaded = ArcSwap::from_pointee(load(&store, &wrapper, &settings, None).await?);
+        let (loading, wake) = (Mutex::default(), Notify::new());
+        Ok(Self(Arc::new(Inner { store, feed, wrapper, settings, loaded, loading, wake })))
     }
 
-    /// The key that signs now.
+    /// The key that signs now, as far as this process knows.
     pub fn active_signer(&self) -> Arc<Signer> {
-        self.0.signer.load_full()
+        Arc::clone(&self.0.loaded.load().signer)
     }
 
-    /// A compact JWS (RFC 7515 §7.1) over `claims`, with header `alg`, `kid` and `typ`.
-    pub fn sign_jwt<C: Serialize>(&self, typ: &str, claims: &C) -> Result<String, KeysError> {
-        let signer = self.0.signer.load();
+    /// A compact JWS (RFC 7515 §7.1) over `claims`, with header `alg`, `kid` and `typ`, by the key that is active in every
+    /// version of the key set that this process knows of: see [`crate::store::versions`].
+    pub async fn sign_jwt<C: Serialize>(&self, typ: &str, claims: &C) -> Result<String, KeysError> {
+        let loaded = self.current().await?;
+        let signer = &loaded.signer;
         let header = serde_json::json!({
             "alg": signer.algorithm().to_string(),
             "kid": signer.kid(),
@@ -248,13 +256,14 @@ impl Keys {
 
     /// The issuer's keys that verify now, as `core` wants them.
     pub fn issuers(&self) -> Issuers {
-        Issuers::clone(&self.0.issuers.load())
+        self.0.loaded.load().issuers.clone()
     }
 
     /// The JWK set (RFC 7517 §5) of all keys that verify, pending ones among them.
     pub fn jwks(&self) -> serde_json::Value {
-        let issuers = self.0.issuers.load();
-        let keys: Vec<serde_json::Value> = issuers
+        let loaded = self.0.loaded.load();
+        let keys: Vec<serde_json::Value> = loaded
+            .issuers
             .get(&self.0.settings.issuer)
             .into_iter()
             .flat_map(|issuer| issuer.keys())
@@ -268,21 +277,21 @@ impl Keys {
     pub async fn rotate(&self) -> Result<Rotation, KeysError> {
         let inner = &*self.0;
         let fresh = self.generate().await?;
-        let mut transaction = inner.store.begin().await?;
-        let mut keys = signing_keys::locked(&mut transaction, &inner.settings.issuer).await?;
-        if let Some(pending) = keys.iter().find(|key| key.record.state == SigningKeyState::Pending) {
-            return Err(KeysError::RotationUnderWay { pending: pending.record.kid.clone() });
-        }
         let key = stored(&fresh, &inner.wrapper, &inner.settings, SigningKeyState::Pending)?;
-        signing_keys::insert(&mut transaction, &key).await?;
-        keys.push(key);
-        let revision = self.publish(transaction, &keys, None).await?;
+        let ticket = transact!(inner.store, |transaction| -> Result<Ticket, KeysError> {
+            let mut keys = signing_keys::locked(transaction, &inner.settings.issuer).await?;
+            if let Some(pending) = keys.iter().find(|key| key.record.state == SigningKeyState::Pending) {
+                return Err(KeysError::RotationUnderWay { pending: pending.record.kid.clone() });
+            }
+            signing_keys::insert(transaction, &key).await?;
+            keys.push(key.clone());
+            Ok(publish(transaction, &inner.settings.issuer, &keys).await?)
+        })?;
+        self.refresh().await?;
+        let revision = inner.feed.sequenced(&ticket).await?;
         inner.wake.notify_one();
-        Ok(Rotation {
-            pending: fresh.kid().to_owned(),
-            active: self.active_signer().kid().to_owned(),
-            revision,
-        })
+        let active = self.active_signer().kid().to_owned();
+        Ok(Rotation { pending: key.record.kid, active, revision })
     }
 
     /// A key of the configured algorithm, for [`Self::compromise`]: made before the write lock is taken.
@@ -295,9 +304,9 @@ impl Keys {
     pub(crate) async fn compromise(
         &self,
         transaction: &mut Transaction,
-        kids: Vec<&str>,
-        replacement: Signer,
-    ) -> Result<Option<Compromised>, KeysError> {
+        kids: &[&str],
+        replacement: &Signer,
+    ) -> Result<Option<Ticket>, KeysError> {
         let inner = &*self.0;
         let now = wall_now();
         let mut keys = signing_keys::locked(transaction, &inner.settings.issuer).await?;
@@ -312,54 +321,75 @@ impl Keys {
         if !found {
             return Ok(None);
         }
-        let mut signer = None;
         if !keys.iter().any(|key| key.record.state == SigningKeyState::Active) {
             if let Some(key) = keys.iter_mut().find(|key| key.record.state == SigningKeyState::Pending) {
                 key.record.state = SigningKeyState::Active;
                 key.record.activated_at = Some(now.0);
                 signing_keys::update(transaction, key).await?;
-                let record = &key.record;
-                signer = Some(Signer::unwrap(&inner.wrapper, &record.kid, record.algorithm, &key.wrapped)?);
             } else {
-                let key = stored(&replacement, &inner.wrapper, &inner.settings, SigningKeyState::Active)?;
+                let key = stored(replacement, &inner.wrapper, &inner.settings, SigningKeyState::Active)?;
                 signing_keys::insert(transaction, &key).await?;
                 keys.push(key);
-                signer = Some(replacement);
             }
         }
-        let change = published(&inner.settings.issuer, &keys)?;
-        let ticket = outbox::enqueue(transaction, &change, now).await?;
-        Ok(Some(Compromised { ticket, signer }))
+        Ok(Some(publish(transaction, &inner.settings.issuer, &keys).await?))
     }
 
-    /// Signs with `signer` from now on.
-    pub(crate) fn install(&self, signer: Signer) {
-        self.0.signer.store(Arc::new(signer));
-    }
-
-    /// Reads the key set that verifies anew.
+    /// Takes over what has changed in the store, here or in another process.
     pub(crate) async fn refresh(&self) -> Result<(), KeysError> {
-        let keys = signing_keys::list(&self.0.store, &self.0.settings.issuer).await?;
-        self.0.issuers.store(Arc::new(issuers_of(&self.0.settings, &keys)?));
-        Ok(())
+        self.current().await.map(drop)
     }
 
-    /// Commits `transaction` with the key set in the log, signs with `signer` from then on, and waits for the revision.
-    async fn publish(
-        &self,
-        mut transaction: Transaction,
-        keys: &[StoredKey],
-        signer: Option<Signer>,
-    ) -> Result<u64, KeysError> {
-        let change = published(&self.0.settings.issuer, keys)?;
-        let ticket = outbox::enqueue(&mut transaction, &change, wall_now()).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
-        if let Some(signer) = signer {
-            self.install(signer);
+    /// The keys as of the newest version that is known.
+    async fn current(&self) -> Result<Arc<Loaded>, KeysError> {
+        let inner = &*self.0;
+        let is_current = |loaded: &Loaded| loaded.version >= inner.store.version(Topic::SigningKeys);
+        let loaded = inner.loaded.load_full();
+        if is_current(&loaded) {
+            return Ok(loaded);
         }
-        self.0.issuers.store(Arc::new(issuers_of(&self.0.settings, keys)?));
-        Ok(self.0.feed.sequenced(&ticket).await?)
+        let _one_at_a_time = inner.loading.lock().await;
+        let before = inner.loaded.load_full();
+        if is_current(&before) {
+            return Ok(before);
+        }
+        let loaded = Arc::new(load(&inner.store, &inner.wrapper, &inner.settings, Some(&before)).await?);
+        inner.loaded.store(Arc::clone(&loaded));
+        Ok(loaded)
     }
+}
+
+/// Reads the keys of the issuer. The signer of `before` is kept where it is still the active one.
+async fn load(
+    store: &Store,
+    wrapper: &Wrapper,
+    settings: &KeySettings,
+    before: Option<&Loaded>,
+) -> Result<Loaded, KeysError> {
+    let version = store.version(Topic::SigningKeys);
+    let keys = signing_keys::list(store, &settings.issuer).await?;
+    let issuers = issuers_of(settings, &keys)?;
+    let active = keys
+        .iter()
+        .find(|key| key.record.state == SigningKeyState::Active)
+        .ok_or_else(|| corrupt("key set", "has no active key"))?;
+    let record = &active.record;
+    let signer = if let Some(before) = before.filter(|before| before.signer.kid() == record.kid) {
+        Arc::clone(&before.signer)
+    } else {
+        Arc::new(Signer::unwrap(wrapper, &record.kid, record.algorithm, &active.wrapped)?)
+    };
+    Ok(Loaded { version, signer, issuers })
+}
+
+/// Gives the feed `keys` as the issuer's whole key set, and tells the copies in memory.
+async fn publish(
+    transaction: &mut Transaction,
+    issuer: &str,
+    keys: &[StoredKey],
+) -> Result<Ticket, StoreError> {
+    versions::bump(transaction, Topic::SigningKeys).await?;
+    outbox::enqueue(transaction, &published(issuer, keys)?, wall_now()).await
 }
 
 async fn generate(algorithm: Algorithm) -> Result<Signer, KeysError> {

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use crate::clock::IssueClock;
 use crate::feed::{FeedError, FeedHandle};
-use crate::store::{Store, StoreError, outbox, policy_sets};
+use crate::store::outbox::{self, Ticket};
+use crate::store::{Store, StoreError, policy_sets, transact};
 
 /// Bytes that a set's documents may have together: one set travels in one change set.
 pub const MAX_BYTES: usize = 384 * 1024;
@@ -129,14 +130,15 @@ impl Policies {
         // A rollback compiles too: an old version may hold what this program no longer takes.
         policy::compile(&documents).map_err(PoliciesError::Refused)?;
         let now = self.clock.wall();
-        let mut transaction = self.store.begin().await?;
-        let version = policy_sets::locked_newest(&mut transaction).await? + 1;
-        let header = PolicyHeader { version, applied_at: now.0, actor: actor.to_owned(), restored_from };
-        let set = PolicyVersion { header, documents };
-        policy_sets::insert(&mut transaction, &set).await?;
-        let change = Change::Policies { version, documents: set.documents };
-        let ticket = outbox::enqueue(&mut transaction, &change, now).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        let header = PolicyHeader { version: 0, applied_at: now.0, actor: actor.to_owned(), restored_from };
+        let mut set = PolicyVersion { header, documents };
+        let (version, ticket) = transact!(self.store, |transaction| -> Result<(u64, Ticket), StoreError> {
+            let version = policy_sets::locked_newest(transaction).await? + 1;
+            set.header.version = version;
+            policy_sets::insert(transaction, &set).await?;
+            let change = Change::Policies { version, documents: set.documents.clone() };
+            Ok((version, outbox::enqueue(transaction, &change, now).await?))
+        })?;
         Ok(Applied { version, revision: self.feed.sequenced(&ticket).await? })
     }
 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use atm_core::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::clock::IssueClock;
 use crate::revocation::{RevocationError, Revocations, Selector};
 use crate::secret::{self, SecretError, SecretHasher, SecretKind};
-use crate::store::{Store, StoreError, clients};
+use crate::store::{Store, StoreError, clients, transact};
 
 mod validation;
 
@@ -58,6 +59,22 @@ pub struct Client {
     pub created_at: i64,
     /// When it was last changed.
     pub updated_at: i64,
+}
+
+impl Client {
+    fn with(self, change: ClientChange, now: UnixMillis) -> Self {
+        Self {
+            name: change.name.or(self.name),
+            scopes: change.scopes.unwrap_or(self.scopes),
+            audiences: change.audiences.unwrap_or(self.audiences),
+            access_token_lifetime_seconds: change
+                .access_token_lifetime_seconds
+                .or(self.access_token_lifetime_seconds),
+            status: change.status.unwrap_or(self.status),
+            updated_at: now.0,
+            ..self
+        }
+    }
 }
 
 /// What registers a client.
@@ -170,14 +187,14 @@ impl Registry {
             updated_at: now,
         };
         let secret = secret::mint(SecretKind::ClientSecret)?;
-        let mut transaction = self.store.begin().await?;
-        clients::insert(&mut transaction, &client, &self.hasher.hash(&secret)).await.map_err(|error| {
-            match error {
-                StoreError::Exists => RegistryError::Exists,
-                other => other.into(),
-            }
+        let hash = self.hasher.hash(&secret);
+        transact!(self.store, |transaction| -> Result<(), StoreError> {
+            clients::insert(transaction, &client, &hash).await
+        })
+        .map_err(|error| match error {
+            StoreError::Exists => RegistryError::Exists,
+            other => other.into(),
         })?;
-        transaction.commit().await.map_err(StoreError::from)?;
         Ok((client, secret))
     }
 
@@ -199,22 +216,13 @@ impl Registry {
         change: ClientChange,
         actor: &str,
     ) -> Result<Client, RegistryError> {
-        let mut transaction = self.store.begin().await?;
-        let before = clients::locked(&mut transaction, client_id).await?.ok_or(RegistryError::NotFound)?;
-        let client = Client {
-            name: change.name.or(before.name),
-            scopes: change.scopes.unwrap_or(before.scopes),
-            audiences: change.audiences.unwrap_or(before.audiences),
-            access_token_lifetime_seconds: change
-                .access_token_lifetime_seconds
-                .or(before.access_token_lifetime_seconds),
-            status: change.status.unwrap_or(before.status),
-            updated_at: self.clock.wall().0,
-            ..before
-        };
-        validation::check_client(&client).map_err(RegistryError::Invalid)?;
-        clients::update(&mut transaction, &client).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        let client = transact!(self.store, |transaction| -> Result<Client, RegistryError> {
+            let before = clients::locked(transaction, client_id).await?.ok_or(RegistryError::NotFound)?;
+            let client = before.with(change.clone(), self.clock.wall());
+            validation::check_client(&client).map_err(RegistryError::Invalid)?;
+            clients::update(transaction, &client).await?;
+            Ok(client)
+        })?;
         // After the commit: a token request that still saw the client as active took its instant before this
         // watermark. Disabling again revokes again, so a call that failed here can be repeated.
         if change.status == Some(ClientStatus::Disabled) {
@@ -231,9 +239,7 @@ impl Registry {
             actor,
         )
         .await?;
-        let mut transaction = self.store.begin().await?;
-        clients::delete(&mut transaction, client_id).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        clients::delete(&self.store, client_id).await?;
         Ok(self.revocations.position())
     }
 

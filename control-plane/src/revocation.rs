@@ -16,7 +16,7 @@ use crate::keys::{Keys, KeysError};
 use crate::registry::FieldError;
 use crate::secret;
 use crate::store::outbox::{self, Ticket};
-use crate::store::{Store, StoreError, Transaction, enforcement};
+use crate::store::{Store, StoreError, Transaction, enforcement, transact};
 
 #[cfg(test)]
 mod tests;
@@ -195,33 +195,28 @@ impl Revocations {
         } else {
             None
         };
-        let mut transaction = self.store.begin().await?;
-        // Under the write lock, so that watermarks are kept in the order in which they were taken.
-        let watermark = self.clock.revoke();
-        crate::store::log::raise_issue_floor(&mut transaction, self.clock.last()).await?;
-        let mut ticket = self.enforce(&mut transaction, selectors, watermark).await?;
-        for record in records(selectors, watermark, self.clock.wall(), actor, reason)? {
-            enforcement::record(&mut transaction, &record).await?;
-        }
-        let (mut signer, mut keys_changed) = (None, false);
-        if let Some(replacement) = replacement {
-            let kids = selectors.iter().filter_map(|selector| match selector {
+        let kids: Vec<&str> = selectors
+            .iter()
+            .filter_map(|selector| match selector {
                 Selector::Key(kid) => Some(kid.as_str()),
                 _ => None,
-            });
-            if let Some(compromised) =
-                self.keys.compromise(&mut transaction, kids.collect(), replacement).await?
-            {
-                keys_changed = true;
-                ticket = compromised.ticket;
-                signer = compromised.signer;
+            })
+            .collect();
+        let watermark = self.clock.revoke().await?;
+        let records = records(selectors, watermark, self.clock.wall(), actor, reason)?;
+        let ticket = transact!(self.store, |transaction| -> Result<Ticket, RevocationError> {
+            let mut ticket = self.enforce(transaction, selectors, watermark).await?;
+            for record in &records {
+                enforcement::record(transaction, record).await?;
             }
-        }
-        transaction.commit().await.map_err(StoreError::from)?;
-        if let Some(signer) = signer {
-            self.keys.install(signer);
-        }
-        if keys_changed {
+            if let Some(replacement) = &replacement
+                && let Some(later) = self.keys.compromise(transaction, &kids, replacement).await?
+            {
+                ticket = later;
+            }
+            Ok(ticket)
+        })?;
+        if !kids.is_empty() {
             self.keys.refresh().await?;
         }
         let revision = self.feed.sequenced(&ticket).await?;

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
 
 pub mod authz;
+pub mod control_plane;
 pub mod dev;
 pub mod envoy;
 pub mod feed;

@@ -20,6 +20,8 @@ pub(super) struct Reader<'a> {
     /// Overrides by folded name: (variable, value).
     overrides: BTreeMap<String, (&'a str, &'a str)>,
     taken: BTreeSet<String>,
+    /// Of those taken, the ones that had a value.
+    given: BTreeSet<String>,
     mistakes: Vec<Mistake>,
 }
 
@@ -38,6 +40,7 @@ impl<'a> Reader<'a> {
                 .filter_map(|(name, value)| Some((fold_variable(name)?, (name.as_str(), value.as_str()))))
                 .collect(),
             taken: BTreeSet::new(),
+            given: BTreeSet::new(),
             mistakes: Vec::new(),
         };
         match document {
@@ -90,6 +93,7 @@ impl<'a> Reader<'a> {
             }
             (None, None) => return None,
         };
+        self.given.insert(path.to_owned());
         let checked = if text.is_empty() { Err("must not be empty".to_owned()) } else { check(&text) };
         match (checked, source) {
             (Ok(value), _) => return Some(value),
@@ -112,6 +116,11 @@ impl<'a> Reader<'a> {
             self.mistake(path, format!("is missing; set it in the file or by {variable}"));
         }
         value
+    }
+
+    /// Whether a value at `path` was there when it was taken.
+    pub(super) fn was_given(&self, path: &str) -> bool {
+        self.given.contains(path)
     }
 
     /// Whether the document or an override has anything below `section`.

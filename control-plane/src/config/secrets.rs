@@ -23,6 +23,8 @@ pub struct Secrets {
     pub feed_signer: FeedSigner,
     /// The bearer token of the admin API.
     pub admin_token: Zeroizing<String>,
+    /// The password of PostgreSQL's user.
+    pub store_password: Option<Zeroizing<String>>,
 }
 
 impl fmt::Debug for Secrets {
@@ -38,9 +40,11 @@ impl Secrets {
         let root_key = taken(&mut mistakes, wrapping_key(config, environment));
         let feed_signer = taken(&mut mistakes, feed_signer(&config.feed.signing_key_file));
         let admin_token = taken(&mut mistakes, admin_token(&config.admin_token_file));
-        match (root_key, feed_signer, admin_token) {
-            (Some(root_key), Some(feed_signer), Some(admin_token)) => {
-                Ok(Self { root_key, feed_signer, admin_token })
+        let store_password = config.store.password_file.as_deref().map(store_password).transpose();
+        let store_password = taken(&mut mistakes, store_password);
+        match (root_key, feed_signer, admin_token, store_password) {
+            (Some(root_key), Some(feed_signer), Some(admin_token), Some(store_password)) => {
+                Ok(Self { root_key, feed_signer, admin_token, store_password })
             }
             _ => Err(ConfigError(mistakes)),
         }
@@ -91,6 +95,16 @@ fn admin_token(file: &Path) -> Result<Zeroizing<String>, Mistake> {
         return Err(mistake(PATH, message));
     }
     Ok(Zeroizing::new(token.to_owned()))
+}
+
+fn store_password(file: &Path) -> Result<Zeroizing<String>, Mistake> {
+    const PATH: &str = "store.passwordFile";
+    let text = read(PATH, file)?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.is_empty() || password.contains('\0') {
+        return Err(mistake(PATH, "must hold the password and nothing else".to_owned()));
+    }
+    Ok(Zeroizing::new(password.to_owned()))
 }
 
 fn read(path: &str, file: &Path) -> Result<Zeroizing<String>, Mistake> {

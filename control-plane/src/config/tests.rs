@@ -42,7 +42,7 @@ fn an_empty_file_lists_every_missing_key() {
         "issuer",
         "listen.oauth",
         "listen.admin",
-        "store.path",
+        "store",
         "nats.url",
         "keys",
         "admin.tokenFile",
@@ -75,7 +75,7 @@ extra: { a: { b: 1 } }
         "listen.admin",
         "listen.adminTls.key",
         "listen.port",
-        "store.path",
+        "store",
         "store",
         "nats.url",
         "keys",
@@ -191,4 +191,49 @@ fn secrets_report_all_that_is_wrong_and_nothing_of_themselves() {
     config.wrapping_key = KeySource::Environment("WRAPPING".to_owned());
     let secrets = Secrets::read(&config, &environment(&[("WRAPPING", &text)])).unwrap();
     assert_eq!(*secrets.admin_token, "0123456789abcdef");
+}
+
+fn with_store(store: &str) -> String {
+    COMPLETE.replace("store: { path: /tmp/atm.db }", &format!("store: {store}"))
+}
+
+fn postgres(store: &str) -> crate::store::PostgresSettings {
+    match Config::parse(&with_store(store), &none()).unwrap().store.settings {
+        crate::store::StoreSettings::Postgres(settings) => settings,
+        embedded @ crate::store::StoreSettings::Embedded(_) => panic!("{embedded:?}"),
+    }
+}
+
+#[test]
+fn a_store_is_a_file_or_a_server() {
+    use crate::store::PostgresTls;
+    let local = postgres("{ url: 'postgres://atm@127.0.0.1:5432/atm' }");
+    assert_eq!((local.tls, local.max_connections), (None, 16));
+    let remote = postgres("{ url: 'postgres://atm@db/atm', maxConnections: 4, acquireTimeoutMs: 500 }");
+    assert_eq!((remote.tls, remote.max_connections), (Some(PostgresTls::VerifyFull), 4));
+    assert_eq!(remote.acquire_timeout, Duration::from_millis(500));
+    let unchecked = postgres("{ url: 'postgres://atm@db/atm', tls: require }");
+    assert_eq!(unchecked.tls, Some(PostgresTls::Require));
+    let said = postgres("{ url: 'postgres://atm@db/atm?sslmode=require' }");
+    assert_eq!(said.tls, None);
+}
+
+#[test]
+fn mistakes_of_the_store_are_named() {
+    for (store, paths) in [
+        ("{ path: /a, url: 'postgres://a@b/c' }", &["store"][..]),
+        ("{ maxConnections: 4 }", &["store"]),
+        ("{ path: /a, maxConnections: 4, tls: require }", &["store.tls", "store.maxConnections"]),
+        ("{ url: 'mysql://a@b/c' }", &["store.url"]),
+        ("{ url: 'postgres://a:hunter2@b/c' }", &["store.url"]),
+        ("{ url: 'postgres://a@b/c?password=hunter2' }", &["store.url"]),
+        ("{ url: 'postgres://a@b/c', tls: maybe }", &["store.tls"]),
+        ("{ url: 'postgres://a@b/c', certificateFile: /c }", &["store.keyFile"]),
+        ("{ url: 'postgres://a@b/c', maxConnections: 1 }", &["store.maxConnections"]),
+    ] {
+        let error = Config::parse(&with_store(store), &none()).unwrap_err();
+        let found: Vec<_> = error.0.iter().map(|mistake| mistake.path.as_str()).collect();
+        assert_eq!(found, paths, "{store}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
 }

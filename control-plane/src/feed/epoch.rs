@@ -3,14 +3,14 @@
 
 use atm_core::id::{Id, IdKind};
 use atm_core::revocation::Bucket;
-use atm_proto::change::Change;
+use atm_proto::change::{Change, Epoch};
 
 use super::Shared;
 use crate::keys;
 use crate::store::log;
 use crate::store::outbox;
 use crate::store::signing_keys;
-use crate::store::{StoreError, Transaction, enforcement, policy_sets, trusted_issuers};
+use crate::store::{StoreError, Transaction, enforcement, policy_sets, transact, trusted_issuers};
 
 /// Rows of one read.
 const PAGE: u32 = 20_000;
@@ -19,17 +19,34 @@ const WATERMARKS: usize = 10_000;
 const WATERMARK_KINDS: [IdKind; 6] =
     [IdKind::Session, IdKind::Subject, IdKind::Client, IdKind::Realm, IdKind::Issuer, IdKind::Key];
 
-/// Starts a new epoch with everything that is in force, in one transaction.
-pub(super) async fn begin(shared: &Shared) -> Result<(), StoreError> {
-    let mut transaction = shared.store.begin().await?;
-    let epoch = log::begin_epoch(&mut transaction).await?;
-    enqueue_state(shared, &mut transaction).await?;
-    transaction.commit().await?;
+/// Ends the epoch `before` and starts a new one with everything that is in force, in one transaction. Another replica may
+/// have done it already.
+pub(super) async fn begin(shared: &Shared, before: Epoch) -> Result<(), StoreError> {
+    let epoch = transact!(shared.store, |transaction| -> Result<Option<Epoch>, StoreError> {
+        if log::locked_head(transaction).await?.epoch != before {
+            return Ok(None);
+        }
+        let epoch = log::begin_epoch(transaction).await?;
+        log::forget_restored(transaction).await?;
+        enqueue_state(shared, transaction).await?;
+        Ok(Some(epoch))
+    })?;
     shared.advance(log::head(&shared.store).await?);
     shared.published.send_replace(0);
     shared.committed.notify_one();
-    tracing::warn!(%epoch, "the log has begun a new epoch");
+    if let Some(epoch) = epoch {
+        tracing::warn!(%epoch, "the log has begun a new epoch");
+    }
     Ok(())
+}
+
+/// Starts a new epoch if the store was restored from a backup since it was open last: sidecars have seen revisions that
+/// it gives again.
+pub(super) async fn begin_if_restored(shared: &Shared) -> Result<(), StoreError> {
+    if !log::is_restored(&shared.store).await? {
+        return Ok(());
+    }
+    begin(shared, log::head(&shared.store).await?.epoch).await
 }
 
 async fn enqueue_state(shared: &Shared, transaction: &mut Transaction) -> Result<(), StoreError> {
@@ -42,7 +59,7 @@ async fn enqueue_state(shared: &Shared, transaction: &mut Transaction) -> Result
         let stored = signing_keys::locked(transaction, &issuer).await?;
         outbox::enqueue(transaction, &keys::published(&issuer, &stored)?, now).await?;
     }
-    if let Some(set) = policy_sets::newest(&shared.store).await? {
+    if let Some(set) = policy_sets::newest(&mut *transaction).await? {
         let change = Change::Policies { version: set.header.version, documents: set.documents };
         outbox::enqueue(transaction, &change, now).await?;
     }

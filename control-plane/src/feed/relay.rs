@@ -12,7 +12,7 @@ use async_nats::jetstream::stream::{
     Config, DiscardPolicy, LastRawMessageErrorKind, Republish, StorageType, Stream,
 };
 use async_nats::jetstream::{self, Context};
-use atm_proto::change::ChangeSet;
+use atm_proto::change::{ChangeSet, Epoch};
 use atm_proto::signature::{Domain, TrustedFeedKeys};
 use atm_proto::subject::{REVISION_HEADER, STREAM};
 use tokio::time::{Instant, sleep, timeout};
@@ -64,7 +64,7 @@ enum LastSet {
     None,
     Ours(u64),
     /// A revision that our store never had, or with other bytes: the store was restored from an older copy.
-    Ahead,
+    Ahead(Epoch),
     OtherEpoch,
 }
 
@@ -207,9 +207,9 @@ impl Relay {
         let revision = match self.last_set(&stream, state.first_sequence, sequence).await? {
             LastSet::None => 0,
             LastSet::Ours(revision) => revision,
-            LastSet::Ahead => {
+            LastSet::Ahead(epoch) => {
                 tracing::error!("jetstream is ahead of the store, which must be an older copy");
-                epoch::begin(&self.shared).await?;
+                epoch::begin(&self.shared, epoch).await?;
                 self.acknowledged = None;
                 0
             }
@@ -261,7 +261,7 @@ impl Relay {
         }
         let stored = log::sets_from(&self.shared.store, set.epoch, set.revision, 1).await?;
         let same = stored.first().is_some_and(|ours| ours.revision == set.revision && ours.signed == signed);
-        Ok(if same { LastSet::Ours(set.revision) } else { LastSet::Ahead })
+        Ok(if same { LastSet::Ours(set.revision) } else { LastSet::Ahead(set.epoch) })
     }
 
     fn stream_config(&self) -> Config {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::packing::{Pack, pack};
 use super::{Shared, count};
 use crate::store::log::{self, Head, StoredChangeSet};
-use crate::store::{StoreError, Transaction, outbox};
+use crate::store::{StoreError, Transaction, outbox, transact};
 
 /// Outbox rows of one transaction.
 const ROWS: u32 = 512;
@@ -43,21 +43,21 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 /// Sequences what is there, up to [`ROWS`]. Returns how many rows that were.
 pub(super) async fn sequence(shared: &Shared) -> Result<usize, StoreError> {
-    let mut transaction = shared.store.begin().await?;
-    let rows = outbox::unsequenced(&mut transaction, ROWS).await?;
-    let number = rows.len();
-    if number == 0 {
-        return Ok(0);
-    }
-    let mut head = log::locked_head(&mut transaction).await?;
-    let before = head.revision;
-    for pack in pack(rows) {
-        head = append(shared, &mut transaction, head, pack).await?;
-    }
-    transaction.commit().await?;
+    // The lock first: what is committed by then is seen by the statements after it, whoever held the lock before.
+    let (number, before, head) = transact!(RowLocks: shared.store, |transaction| -> Result<(usize, u64, Head), StoreError> {
+        let mut head = log::locked_head(transaction).await?;
+        let before = head.revision;
+        let rows = outbox::unsequenced(transaction, ROWS).await?;
+        let number = rows.len();
+        for pack in pack(rows) {
+            head = append(shared, transaction, head, pack).await?;
+        }
+        Ok((number, before, head))
+    })?;
     for _ in before..head.revision {
         count(&shared.counters.change_sets_sequenced);
     }
+    // Without rows too: another replica may have sequenced what somebody here waits for.
     shared.advance(head);
     Ok(number)
 }

@@ -29,8 +29,8 @@ impl Fixture {
     }
 
     async fn start_in(dir: TempDir, url: &str) -> Self {
-        let store = Store::open(&dir.path().join("atm.db")).await.unwrap();
-        let clock = store.issue_clock().await.unwrap();
+        let store = Store::open_embedded(&dir.path().join("atm.db")).await.unwrap();
+        let clock = Arc::new(IssueClock::start(store.clone()).await.unwrap());
         let settings = FeedSettings {
             realm_group: "test".into(),
             nats_url: url.into(),
@@ -101,7 +101,7 @@ async fn what_a_crash_left_in_the_outbox_is_sequenced_at_the_start() {
     let fixture = Fixture::start().await;
     fixture.change(1).await;
     let dir = fixture.stop().await;
-    let store = Store::open(&dir.path().join("atm.db")).await.unwrap();
+    let store = Store::open_embedded(&dir.path().join("atm.db")).await.unwrap();
     let mut transaction = store.begin().await.unwrap();
     let ticket = outbox::enqueue(&mut transaction, &tokens(2), UnixMillis(1)).await.unwrap();
     transaction.commit().await.unwrap();
@@ -168,7 +168,7 @@ async fn a_new_epoch_holds_everything_that_is_in_force() {
     let marks = [(id, UnixMillis(5))];
     crate::store::enforcement::raise_watermarks(&mut transaction, IdKind::Client, &marks).await.unwrap();
     transaction.commit().await.unwrap();
-    epoch::begin(&fixture.feed.0).await.unwrap();
+    epoch::begin(&fixture.feed.0, before).await.unwrap();
     let mut position = fixture.feed.0.position.subscribe();
     position.wait_for(|position| position.epoch != before && position.revision == 1).await.unwrap();
     let sets = fixture.sets().await;

@@ -1,4 +1,4 @@
-//! Keeps the store small and the issue clock's floor current.
+//! Keeps the store small and the issue clock ahead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::Shared;
 use crate::store::{StoreError, enforcement, outbox};
 
-/// How often the clock's floor is kept: what a restart under a stepped-back clock may lose.
+/// How often the issue clock is looked after.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Periods between two purges.
 const PURGE_EVERY: u32 = 60;
@@ -22,15 +22,11 @@ const OUTBOX_KEPT_MS: i64 = 10 * 60 * 1000;
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut kept, mut purge_in) = (UnixMillis(0), 0);
+    let mut purge_in = 0;
     loop {
         ticks.tick().await;
-        let last = shared.clock.last();
-        if last > kept {
-            match shared.store.keep_issue_floor(last).await {
-                Ok(()) => kept = last,
-                Err(error) => tracing::error!(%error, "the issue clock's floor is not kept"),
-            }
+        if let Err(error) = shared.clock.keep_ahead().await {
+            tracing::error!(%error, "the issue clock is not kept ahead; who needs an instant waits for the store");
         }
         if purge_in > 0 {
             purge_in -= 1;

@@ -4,10 +4,10 @@ use atm_core::key::{Issuer, Issuers, VerificationKey};
 use atm_core::time::UnixMillis;
 use atm_proto::change::Change;
 
-use super::{KeySettings, SigningKeyState};
+use super::{KeySettings, SigningKeyState, publish};
 use crate::clock::wall_now;
 use crate::store::signing_keys::{self, StoredKey};
-use crate::store::{StoreError, Transaction, outbox};
+use crate::store::{StoreError, Transaction};
 
 /// The change that makes `keys` the issuer's whole key set.
 pub(crate) fn published(issuer: &str, keys: &[StoredKey]) -> Result<Change, StoreError> {
@@ -57,7 +57,7 @@ pub(super) async fn withdraw_other_issuers(
                 issuer = other,
                 "the configured issuer has changed; keys of the former one are withdrawn"
             );
-            outbox::enqueue(transaction, &published(&other, &keys)?, now).await?;
+            publish(transaction, &other, &keys).await?;
         }
     }
     Ok(())

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Keys, KeysError, Signer, SigningKeyState};
+use super::{KeyRecord, Keys, KeysError, SigningKeyState, publish};
 use crate::clock::wall_now;
-use crate::store::signing_keys;
+use crate::store::outbox::Ticket;
+use crate::store::signing_keys::{self, StoredKey};
+use crate::store::{StoreError, transact};
 
 /// How long a published key waits for sidecars that do not answer; they are reported, and are behind anyway.
 const FLEET_WAIT: Duration = Duration::from_secs(30);
@@ -18,16 +20,24 @@ const SKEW: Duration = Duration::from_mins(5);
 impl Keys {
     /// Runs rotations until `shutdown`; takes up one that a restart interrupted.
     pub async fn run(self, shutdown: CancellationToken) {
+        let mut changed = self.0.store.versions_changed();
         loop {
             let step = async {
+                if let Err(error) = self.refresh().await {
+                    tracing::error!(%error, "what another replica changed of the keys is not taken over; trying again");
+                }
                 if let Err(error) = self.activate_pending().await {
                     tracing::error!(%error, "the pending signing key could not be activated; trying again");
                 }
                 if let Err(error) = self.retire_old().await {
                     tracing::error!(%error, "old signing keys could not be retired; trying again");
                 }
-                // Either is enough: a new rotation, or time.
-                let _ = tokio::time::timeout(PERIOD, self.0.wake.notified()).await;
+                // Any is enough: a new rotation, another replica's change, or time.
+                tokio::select! {
+                    () = self.0.wake.notified() => {}
+                    _ = changed.changed() => {}
+                    () = tokio::time::sleep(PERIOD) => {}
+                }
             };
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -65,31 +75,33 @@ impl Keys {
     async fn activate(&self, kid: &str) -> Result<(), KeysError> {
         let inner = &*self.0;
         let now = wall_now().0;
-        let mut transaction = inner.store.begin().await?;
-        let mut keys = signing_keys::locked(&mut transaction, &inner.settings.issuer).await?;
-        // Meanwhile it may have been revoked, or have replaced one that was.
-        let is_pending =
-            |record: &super::KeyRecord| record.kid == kid && record.state == SigningKeyState::Pending;
-        if !keys.iter().any(|key| is_pending(&key.record)) {
-            return Ok(());
-        }
-        let mut signer = None;
-        for key in &mut keys {
-            if is_pending(&key.record) {
-                key.record.state = SigningKeyState::Active;
-                key.record.activated_at = Some(now);
-                let algorithm = key.record.algorithm;
-                signer = Some(Signer::unwrap(&inner.wrapper, kid, algorithm, &key.wrapped)?);
-            } else if key.record.state == SigningKeyState::Active {
-                key.record.state = SigningKeyState::Retiring;
-                key.record.retiring_at = Some(now);
-            } else {
-                continue;
+        let ticket = transact!(inner.store, |transaction| -> Result<Option<Ticket>, StoreError> {
+            let mut keys = signing_keys::locked(transaction, &inner.settings.issuer).await?;
+            // Meanwhile it may have been revoked, have replaced one that was, or have been activated elsewhere.
+            let is_pending =
+                |record: &KeyRecord| record.kid == kid && record.state == SigningKeyState::Pending;
+            if !keys.iter().any(|key| is_pending(&key.record)) {
+                return Ok(None);
             }
-            signing_keys::update(&mut transaction, key).await?;
+            for key in &mut keys {
+                if is_pending(&key.record) {
+                    key.record.state = SigningKeyState::Active;
+                    key.record.activated_at = Some(now);
+                } else if key.record.state == SigningKeyState::Active {
+                    key.record.state = SigningKeyState::Retiring;
+                    key.record.retiring_at = Some(now);
+                } else {
+                    continue;
+                }
+                signing_keys::update(transaction, key).await?;
+            }
+            publish(transaction, &inner.settings.issuer, &keys).await.map(Some)
+        })?;
+        if let Some(ticket) = ticket {
+            self.refresh().await?;
+            inner.feed.sequenced(&ticket).await?;
+            tracing::info!(kid, "signing key activated");
         }
-        self.publish(transaction, &keys, signer).await?;
-        tracing::info!(kid, "signing key activated");
         Ok(())
     }
 
@@ -98,24 +110,33 @@ impl Keys {
         let now = wall_now().0;
         let kept = inner.settings.max_token_lifetime + SKEW;
         let kept = i64::try_from(kept.as_millis()).unwrap_or(i64::MAX);
-        let is_due = |record: &super::KeyRecord| {
-            record.state == SigningKeyState::Retiring
-                && record.retiring_at.is_some_and(|at| at.saturating_add(kept) < now)
+        let is_due = |key: &StoredKey| {
+            key.record.state == SigningKeyState::Retiring
+                && key.record.retiring_at.is_some_and(|at| at.saturating_add(kept) < now)
         };
-        let keys = signing_keys::list(&inner.store, &inner.settings.issuer).await?;
-        if !keys.iter().any(|key| is_due(&key.record)) {
+        if !signing_keys::list(&inner.store, &inner.settings.issuer).await?.iter().any(is_due) {
             return Ok(());
         }
-        let mut transaction = inner.store.begin().await?;
-        let mut keys = signing_keys::locked(&mut transaction, &inner.settings.issuer).await?;
-        for key in keys.iter_mut().filter(|key| is_due(&key.record)) {
-            key.record.state = SigningKeyState::Retired;
-            key.record.retired_at = Some(now);
-            key.wrapped.clear();
-            signing_keys::update(&mut transaction, key).await?;
-            tracing::info!(kid = key.record.kid, "signing key retired");
+        let ticket = transact!(inner.store, |transaction| -> Result<Option<Ticket>, StoreError> {
+            let mut keys = signing_keys::locked(transaction, &inner.settings.issuer).await?;
+            let mut retired = false;
+            for key in keys.iter_mut().filter(|key| is_due(key)) {
+                key.record.state = SigningKeyState::Retired;
+                key.record.retired_at = Some(now);
+                key.wrapped.clear();
+                signing_keys::update(transaction, key).await?;
+                retired = true;
+            }
+            if !retired {
+                return Ok(None); // another replica has done it
+            }
+            publish(transaction, &inner.settings.issuer, &keys).await.map(Some)
+        })?;
+        if let Some(ticket) = ticket {
+            self.refresh().await?;
+            inner.feed.sequenced(&ticket).await?;
+            tracing::info!("signing keys retired");
         }
-        self.publish(transaction, &keys, None).await?;
         Ok(())
     }
 }

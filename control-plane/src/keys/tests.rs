@@ -34,7 +34,7 @@ async fn the_first_key_is_in_the_log_and_survives_a_restart() {
     let fixture = Fixture::start().await;
     let root = RootKey::generate().unwrap().0;
     let first = keys(&fixture, &root, ISSUER).await;
-    let token = first.sign_jwt("at+jwt", &serde_json::json!({ "sub": "x" })).unwrap();
+    let token = first.sign_jwt("at+jwt", &serde_json::json!({ "sub": "x" })).await.unwrap();
     assert_eq!(token.split('.').count(), 3);
     let again = keys(&fixture, &root, ISSUER).await;
     assert_eq!(again.active_signer().kid(), first.active_signer().kid());

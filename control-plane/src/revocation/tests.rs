@@ -31,7 +31,7 @@ async fn one_call_is_one_revision_that_holds_all_of_it() {
     let fixture = Fixture::start().await;
     let root = RootKey::generate().unwrap().0;
     let revocations = revocations(&fixture, &root).await;
-    let issued = fixture.clock.issue();
+    let issued = fixture.clock.issue().await.unwrap();
     let selectors = [token("a", Some(7300)), token("b", None), Selector::Client("c".into())];
     let revoked = revocations.revoke(&selectors, "operator", Some("lost laptop")).await.unwrap();
     assert_eq!(revoked.revoked, 3);
@@ -46,7 +46,7 @@ async fn one_call_is_one_revision_that_holds_all_of_it() {
         }
     }
     assert_eq!(buckets, [0, 2]);
-    assert!(issued <= watermark.unwrap() && fixture.clock.issue() > watermark.unwrap());
+    assert!(issued <= watermark.unwrap() && fixture.clock.issue().await.unwrap() > watermark.unwrap());
     let records = revocations.list(10).await.unwrap();
     assert_eq!(records.len(), 2);
     assert!(records.iter().all(|record| record.actor == "operator"));
@@ -145,11 +145,11 @@ async fn introspection_sees_every_selector_and_spares_later_tokens() {
     ] {
         let fixture = Fixture::start().await;
         let revocations = revocations(&fixture, &RootKey::generate().unwrap().0).await;
-        let before = signed(fixture.clock.issue(), "a", "alice");
+        let before = signed(fixture.clock.issue().await.unwrap(), "a", "alice");
         assert!(!revocations.is_revoked(&before).await.unwrap(), "{selector:?}");
         revocations.revoke(std::slice::from_ref(&selector), "x", None).await.unwrap();
         assert!(revocations.is_revoked(&before).await.unwrap(), "{selector:?}");
-        let after = signed(fixture.clock.issue(), "b", "alice");
+        let after = signed(fixture.clock.issue().await.unwrap(), "b", "alice");
         let dead = matches!(selector, Selector::Key(_));
         assert_eq!(revocations.is_revoked(&after).await.unwrap(), dead, "{selector:?}");
     }
@@ -159,7 +159,7 @@ async fn introspection_sees_every_selector_and_spares_later_tokens() {
 async fn a_token_is_found_in_the_bucket_of_its_own_expiry() {
     let fixture = Fixture::start().await;
     let revocations = revocations(&fixture, &RootKey::generate().unwrap().0).await;
-    let held = signed(fixture.clock.issue(), "a", "alice");
+    let held = signed(fixture.clock.issue().await.unwrap(), "a", "alice");
     let selector = token("a", Some(held.claims.expires_at));
     revocations.revoke(&[selector], "x", None).await.unwrap();
     assert!(revocations.is_revoked(&held).await.unwrap());

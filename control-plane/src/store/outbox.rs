@@ -2,10 +2,14 @@
 
 use atm_core::time::UnixMillis;
 use atm_proto::change::{Change, ChangeSet, Digest, Epoch};
-use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{Store, StoreError, Transaction, corrupt, from_sql, to_sql};
+use super::{Store, StoreError, Transaction, corrupt, from_sql, query, to_sql};
 use crate::secret;
+
+/// Rows of one statement; a row can have 400 KB.
+const ROWS_A_STATEMENT: usize = 64;
+/// The position of changes whose order does not matter.
+const COMMUTING: i64 = 0;
 
 /// Names one enqueued change, to learn the revision that it got.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,18 +30,7 @@ pub(crate) async fn enqueue(
     change: &Change,
     now: UnixMillis,
 ) -> Result<Ticket, StoreError> {
-    let id = secret::random_id()?;
-    // The write lock orders positions as commits; a serial number would not (rows of a slow transaction come late).
-    sqlx::query(
-        "INSERT INTO outbox (id, position, change, created_at) \
-         SELECT $1, COALESCE(MAX(position), 0) + 1, $2, $3 FROM outbox WHERE revision IS NULL",
-    )
-    .bind(&id)
-    .bind(encode(change))
-    .bind(now.0)
-    .execute(&mut **transaction)
-    .await?;
-    Ok(Ticket(id))
+    enqueue_all(transaction, std::slice::from_ref(change), now).await
 }
 
 /// Adds all of `changes`, in order. The ticket is the last one's: once it is sequenced, all are.
@@ -46,26 +39,57 @@ pub(crate) async fn enqueue_all(
     changes: &[Change],
     now: UnixMillis,
 ) -> Result<Ticket, StoreError> {
-    let mut last = Err(corrupt("call", "has no changes"));
-    for change in changes {
-        last = Ok(enqueue(transaction, change, now).await?);
+    let mut last = None;
+    for chunk in changes.chunks(ROWS_A_STATEMENT) {
+        let mut rows = Vec::with_capacity(chunk.len());
+        for change in chunk {
+            let position = if commutes(change) { COMMUTING } else { next_position(transaction).await? };
+            rows.push((secret::random_id()?, position, encode(change)));
+        }
+        let values = rows
+            .iter()
+            .map(|(id, position, change)| [id.into(), (*position).into(), change.into(), now.0.into()]);
+        query::insert("INSERT INTO outbox (id, position, change, created_at)", values, "")
+            .execute(transaction)
+            .await?;
+        last = rows.pop().map(|(id, ..)| Ticket(id));
     }
-    last
+    last.ok_or_else(|| corrupt("call", "has no changes"))
 }
 
-/// The oldest unsequenced changes, at most `limit` rows.
+/// Whether it is the same in which order `change` and others come. All others are numbered.
+fn commutes(change: &Change) -> bool {
+    matches!(change, Change::RevokedTokens { .. } | Change::Watermarks { .. })
+}
+
+/// The next number, with its row's lock: whoever comes later gets a later one, and commits later. A number that is drawn
+/// without a lock could become visible after a higher one.
+async fn next_position(transaction: &mut Transaction) -> Result<i64, StoreError> {
+    query("UPDATE outbox_positions SET position = position + 1 WHERE only_row = 1 RETURNING position")
+        .fetch_one(transaction)
+        .await?
+        .get("position")
+}
+
+/// Unsequenced changes, the numbered ones first and in order, at most `limit` rows. Under the head's lock, that is all of
+/// what is committed: there is no cursor that a row which commits late could fall behind.
 pub(crate) async fn unsequenced(
     transaction: &mut Transaction,
     limit: u32,
 ) -> Result<Vec<Unsequenced>, StoreError> {
-    sqlx::query("SELECT id, change FROM outbox WHERE revision IS NULL ORDER BY position LIMIT $1")
-        .bind(i64::from(limit))
-        .fetch_all(&mut **transaction)
-        .await?
-        .iter()
+    const NUMBERED: &str = "SELECT id, change FROM outbox WHERE revision IS NULL AND position > 0 \
+                            ORDER BY position LIMIT $1";
+    const OTHERS: &str = "SELECT id, change FROM outbox WHERE revision IS NULL AND position = 0 \
+                          ORDER BY created_at LIMIT $1";
+    let mut rows = query(NUMBERED).bind(limit).fetch_all(&mut *transaction).await?;
+    let rest = i64::from(limit) - i64::try_from(rows.len()).unwrap_or(i64::MAX);
+    if rest > 0 {
+        rows.extend(query(OTHERS).bind(rest).fetch_all(transaction).await?);
+    }
+    rows.iter()
         .map(|row| {
-            let bytes: Vec<u8> = row.try_get("change")?;
-            Ok(Unsequenced { id: row.try_get("id")?, size: bytes.len(), change: decode(&bytes)? })
+            let bytes: Vec<u8> = row.get("change")?;
+            Ok(Unsequenced { id: row.get("id")?, size: bytes.len(), change: decode(&bytes)? })
         })
         .collect()
 }
@@ -78,40 +102,39 @@ pub(crate) async fn mark_sequenced(
     revision: u64,
 ) -> Result<(), StoreError> {
     for chunk in ids.chunks(500) {
-        let mut query = QueryBuilder::<Sqlite>::new("UPDATE outbox SET revision = ");
-        query.push_bind(to_sql(revision)).push(", epoch = ").push_bind(epoch.as_bytes().to_vec());
-        query.push(", change = ").push_bind(Vec::<u8>::new()).push(" WHERE id IN (");
-        let mut list = query.separated(", ");
+        let sql = format!(
+            "UPDATE outbox SET revision = $1, epoch = $2, change = $3 WHERE id IN {}",
+            query::placeholders(4, chunk.len())
+        );
+        let mut update = query(sqlx::AssertSqlSafe(sql))
+            .bind(to_sql(revision))
+            .bind(epoch.as_bytes())
+            .bind(Vec::<u8>::new());
         for id in chunk {
-            list.push_bind(id);
+            update = update.bind(id);
         }
-        query.push(")").build().execute(&mut **transaction).await?;
+        update.execute(transaction).await?;
     }
     Ok(())
 }
 
 /// The revision that the change got; none while it is unsequenced.
 pub(crate) async fn revision_of(store: &Store, ticket: &Ticket) -> Result<Option<u64>, StoreError> {
-    let revision: Option<i64> = sqlx::query_scalar("SELECT revision FROM outbox WHERE id = $1")
-        .bind(&ticket.0)
-        .fetch_one(store.readers())
-        .await?;
+    let row = query("SELECT revision FROM outbox WHERE id = $1").bind(&ticket.0).fetch_one(store).await?;
+    let revision: Option<i64> = row.get("revision")?;
     revision.map(|revision| from_sql("revision", revision)).transpose()
 }
 
 /// Forgets sequenced rows from before `before`, at most `limit`. Returns how many went.
 pub(crate) async fn purge(store: &Store, before: UnixMillis, limit: u32) -> Result<u64, StoreError> {
-    let mut transaction = store.begin().await?;
-    let done = sqlx::query(
+    query(
         "DELETE FROM outbox WHERE id IN \
          (SELECT id FROM outbox WHERE revision IS NOT NULL AND created_at < $1 LIMIT $2)",
     )
     .bind(before.0)
-    .bind(i64::from(limit))
-    .execute(&mut *transaction)
-    .await?;
-    transaction.commit().await?;
-    Ok(done.rows_affected())
+    .bind(limit)
+    .execute_alone(store)
+    .await
 }
 
 /// A row holds a change set of one change: the wire contract is the only encoding there is.

@@ -1,10 +1,8 @@
 //! Our signing keys, their private halves wrapped.
 
 use atm_core::key::Algorithm;
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
-use super::{Store, StoreError, Transaction, corrupt};
+use super::{Row, Store, StoreError, Transaction, corrupt, query};
 use crate::keys::{KeyRecord, SigningKeyState};
 
 /// A key as stored.
@@ -22,7 +20,7 @@ const SELECT_OF_ISSUER: &str = "SELECT kid, issuer, realm, algorithm, state, spk
                                 retiring_at, retired_at FROM signing_keys WHERE issuer = $1 ORDER BY created_at, kid";
 
 pub(crate) async fn insert(transaction: &mut Transaction, key: &StoredKey) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "INSERT INTO signing_keys (kid, issuer, realm, algorithm, state, spki, wrapped, created_at, activated_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
@@ -35,14 +33,14 @@ pub(crate) async fn insert(transaction: &mut Transaction, key: &StoredKey) -> Re
     .bind(&key.wrapped)
     .bind(key.record.created_at)
     .bind(key.record.activated_at)
-    .execute(&mut **transaction)
+    .execute(transaction)
     .await?;
     Ok(())
 }
 
 /// Writes state, times and the wrapped key.
 pub(crate) async fn update(transaction: &mut Transaction, key: &StoredKey) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE signing_keys SET state = $2, wrapped = $3, activated_at = $4, retiring_at = $5, retired_at = $6 \
          WHERE kid = $1",
     )
@@ -52,49 +50,52 @@ pub(crate) async fn update(transaction: &mut Transaction, key: &StoredKey) -> Re
     .bind(key.record.activated_at)
     .bind(key.record.retiring_at)
     .bind(key.record.retired_at)
-    .execute(&mut **transaction)
+    .execute(transaction)
     .await?;
     Ok(())
 }
 
 /// All keys of an issuer, the oldest first.
 pub(crate) async fn list(store: &Store, issuer: &str) -> Result<Vec<StoredKey>, StoreError> {
-    let rows = sqlx::query(SELECT_OF_ISSUER).bind(issuer).fetch_all(store.readers()).await?;
+    let rows = query(SELECT_OF_ISSUER).bind(issuer).fetch_all(store).await?;
     rows.iter().map(key_from).collect()
 }
 
-/// As [`list`], under the write lock.
+/// As [`list`], locked until the transaction ends.
 pub(crate) async fn locked(
     transaction: &mut Transaction,
     issuer: &str,
 ) -> Result<Vec<StoredKey>, StoreError> {
-    let rows = sqlx::query(SELECT_OF_ISSUER).bind(issuer).fetch_all(&mut **transaction).await?;
+    let rows = query(SELECT_OF_ISSUER).bind(issuer).for_update().fetch_all(transaction).await?;
     rows.iter().map(key_from).collect()
 }
 
 /// Issuers that have keys.
 pub(crate) async fn issuers(transaction: &mut Transaction) -> Result<Vec<String>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT DISTINCT issuer FROM signing_keys ORDER BY issuer")
-        .fetch_all(&mut **transaction)
-        .await?)
+    query("SELECT DISTINCT issuer FROM signing_keys ORDER BY issuer")
+        .fetch_all(transaction)
+        .await?
+        .iter()
+        .map(|row| row.get("issuer"))
+        .collect()
 }
 
-fn key_from(row: &SqliteRow) -> Result<StoredKey, StoreError> {
-    let algorithm: String = row.try_get("algorithm")?;
-    let state: String = row.try_get("state")?;
+fn key_from(row: &Row) -> Result<StoredKey, StoreError> {
+    let algorithm: String = row.get("algorithm")?;
+    let state: String = row.get("state")?;
     Ok(StoredKey {
         record: KeyRecord {
-            kid: row.try_get("kid")?,
-            issuer: row.try_get("issuer")?,
+            kid: row.get("kid")?,
+            issuer: row.get("issuer")?,
             algorithm: algorithm.parse::<Algorithm>().map_err(|_| corrupt("key algorithm", &algorithm))?,
             state: SigningKeyState::parse(&state).ok_or_else(|| corrupt("key state", &state))?,
-            created_at: row.try_get("created_at")?,
-            activated_at: row.try_get("activated_at")?,
-            retiring_at: row.try_get("retiring_at")?,
-            retired_at: row.try_get("retired_at")?,
+            created_at: row.get("created_at")?,
+            activated_at: row.get("activated_at")?,
+            retiring_at: row.get("retiring_at")?,
+            retired_at: row.get("retired_at")?,
         },
-        realm: row.try_get("realm")?,
-        spki: row.try_get("spki")?,
-        wrapped: row.try_get("wrapped")?,
+        realm: row.get("realm")?,
+        spki: row.get("spki")?,
+        wrapped: row.get("wrapped")?,
     })
 }

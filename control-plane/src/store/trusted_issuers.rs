@@ -1,17 +1,15 @@
 //! Trusted issuers: what was registered, what they published last, and when to look again.
 
 use atm_proto::change::Change;
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
-use super::{Store, StoreError, Transaction, corrupt, from_sql, to_sql};
+use super::{Row, Store, StoreError, Transaction, corrupt, from_sql, query, to_sql};
 use crate::issuers::{IssuerSettings, TrustedIssuer};
 
 const COLUMNS: &str = "id, issuer, settings, published, key_count, skipped, jwks_uri, etag, succeeded_at, last_error, \
                        failures, next_fetch, created_at";
 
 pub(crate) async fn insert(transaction: &mut Transaction, issuer: &TrustedIssuer) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "INSERT INTO trusted_issuers (id, issuer, settings, published, key_count, skipped, jwks_uri, etag, \
          succeeded_at, last_error, failures, next_fetch, created_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
@@ -29,14 +27,14 @@ pub(crate) async fn insert(transaction: &mut Transaction, issuer: &TrustedIssuer
     .bind(to_sql(issuer.failures))
     .bind(issuer.next_fetch)
     .bind(issuer.created_at)
-    .execute(&mut **transaction)
+    .execute(transaction)
     .await?;
     Ok(())
 }
 
 /// Writes what a fetch came to.
 pub(crate) async fn update(transaction: &mut Transaction, issuer: &TrustedIssuer) -> Result<(), StoreError> {
-    sqlx::query(
+    query(
         "UPDATE trusted_issuers SET published = $2, key_count = $3, skipped = $4, jwks_uri = $5, etag = $6, \
          succeeded_at = $7, last_error = $8, failures = $9, next_fetch = $10 WHERE id = $1",
     )
@@ -50,51 +48,51 @@ pub(crate) async fn update(transaction: &mut Transaction, issuer: &TrustedIssuer
     .bind(&issuer.last_error)
     .bind(to_sql(issuer.failures))
     .bind(issuer.next_fetch)
-    .execute(&mut **transaction)
+    .execute(transaction)
     .await?;
     Ok(())
 }
 
 pub(crate) async fn delete(transaction: &mut Transaction, id: &str) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM trusted_issuers WHERE id = $1").bind(id).execute(&mut **transaction).await?;
+    query("DELETE FROM trusted_issuers WHERE id = $1").bind(id).execute(transaction).await?;
     Ok(())
 }
 
 pub(crate) async fn get(store: &Store, id: &str) -> Result<Option<TrustedIssuer>, StoreError> {
-    sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM trusted_issuers WHERE id = $1")))
+    query(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM trusted_issuers WHERE id = $1")))
         .bind(id)
-        .fetch_optional(store.readers())
+        .fetch_optional(store)
         .await?
         .map(|row| issuer_from(&row))
         .transpose()
 }
 
-/// The issuer under the write lock.
+/// The issuer, locked until the transaction ends.
 pub(crate) async fn locked(
     transaction: &mut Transaction,
     id: &str,
 ) -> Result<Option<TrustedIssuer>, StoreError> {
-    sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM trusted_issuers WHERE id = $1")))
+    query(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM trusted_issuers WHERE id = $1")))
         .bind(id)
-        .fetch_optional(&mut **transaction)
+        .for_update()
+        .fetch_optional(&mut *transaction)
         .await?
         .map(|row| issuer_from(&row))
         .transpose()
 }
 
 pub(crate) async fn count(transaction: &mut Transaction) -> Result<u64, StoreError> {
-    let row =
-        sqlx::query("SELECT COUNT(*) AS number FROM trusted_issuers").fetch_one(&mut **transaction).await?;
-    from_sql("number of issuers", row.try_get("number")?)
+    let row = query("SELECT COUNT(*) AS number FROM trusted_issuers").fetch_one(&mut *transaction).await?;
+    from_sql("number of issuers", row.get("number")?)
 }
 
 /// Issuers by name, those after `after`, at most `limit`.
 pub(crate) async fn list(store: &Store, after: &str, limit: u32) -> Result<Vec<TrustedIssuer>, StoreError> {
     let text = format!("SELECT {COLUMNS} FROM trusted_issuers WHERE issuer > $1 ORDER BY issuer LIMIT $2");
-    sqlx::query(sqlx::AssertSqlSafe(text))
+    query(sqlx::AssertSqlSafe(text))
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(store.readers())
+        .fetch_all(store)
         .await?
         .iter()
         .map(issuer_from)
@@ -103,47 +101,47 @@ pub(crate) async fn list(store: &Store, after: &str, limit: u32) -> Result<Vec<T
 
 /// Ids of issuers that are to be looked at, the longest overdue first.
 pub(crate) async fn due(store: &Store, now_ms: i64, limit: u32) -> Result<Vec<String>, StoreError> {
-    sqlx::query("SELECT id FROM trusted_issuers WHERE next_fetch <= $1 ORDER BY next_fetch LIMIT $2")
+    query("SELECT id FROM trusted_issuers WHERE next_fetch <= $1 ORDER BY next_fetch LIMIT $2")
         .bind(now_ms)
         .bind(i64::from(limit))
-        .fetch_all(store.readers())
+        .fetch_all(store)
         .await?
         .iter()
-        .map(|row| Ok(row.try_get("id")?))
+        .map(|row| row.get("id"))
         .collect()
 }
 
 /// What the feed carries of every issuer, for a new epoch.
 pub(crate) async fn published(transaction: &mut Transaction) -> Result<Vec<Change>, StoreError> {
-    sqlx::query("SELECT published FROM trusted_issuers WHERE published IS NOT NULL ORDER BY issuer")
-        .fetch_all(&mut **transaction)
+    query("SELECT published FROM trusted_issuers WHERE published IS NOT NULL ORDER BY issuer")
+        .fetch_all(&mut *transaction)
         .await?
         .iter()
         .map(|row| {
-            let bytes: Vec<u8> = row.try_get("published")?;
+            let bytes: Vec<u8> = row.get("published")?;
             Change::decode(&bytes).map_err(|error| corrupt("issuer's key set", error))
         })
         .collect()
 }
 
-fn issuer_from(row: &SqliteRow) -> Result<TrustedIssuer, StoreError> {
-    let settings: String = row.try_get("settings")?;
-    let skipped: String = row.try_get("skipped")?;
+fn issuer_from(row: &Row) -> Result<TrustedIssuer, StoreError> {
+    let settings: String = row.get("settings")?;
+    let skipped: String = row.get("skipped")?;
     let settings: IssuerSettings =
         serde_json::from_str(&settings).map_err(|error| corrupt("issuer's settings", error))?;
     Ok(TrustedIssuer {
-        id: row.try_get("id")?,
+        id: row.get("id")?,
         settings,
-        published: row.try_get("published")?,
-        key_count: from_sql("key_count", row.try_get("key_count")?)?,
+        published: row.get("published")?,
+        key_count: from_sql("key_count", row.get("key_count")?)?,
         skipped: serde_json::from_str(&skipped).map_err(|error| corrupt("skipped keys", error))?,
-        jwks_uri: row.try_get("jwks_uri")?,
-        etag: row.try_get("etag")?,
-        succeeded_at: row.try_get("succeeded_at")?,
-        last_error: row.try_get("last_error")?,
-        failures: from_sql("failures", row.try_get("failures")?)?,
-        next_fetch: row.try_get("next_fetch")?,
-        created_at: row.try_get("created_at")?,
+        jwks_uri: row.get("jwks_uri")?,
+        etag: row.get("etag")?,
+        succeeded_at: row.get("succeeded_at")?,
+        last_error: row.get("last_error")?,
+        failures: from_sql("failures", row.get("failures")?)?,
+        next_fetch: row.get("next_fetch")?,
+        created_at: row.get("created_at")?,
     })
 }
 

@@ -30,7 +30,7 @@ pub(super) async fn token(
     parameters: Parameters,
 ) -> Result<Json<TokenResponse>, OAuthError> {
     // Before the client is read: see `IssueClock::issue`.
-    let issued_at = services.clock.issue();
+    let issued_at = services.clock.issue().await?;
     let client = authenticated(&services, &headers, &parameters).await?;
     let grant = parameters.required("grant_type")?;
     if !GRANTS.contains(&grant) {
@@ -40,7 +40,7 @@ pub(super) async fn token(
         scope: parameters.get("scope").map(ToOwned::to_owned),
         audience: targets(&parameters)?,
     };
-    let issued = services.issuance.client_credentials(&client, &request, issued_at)?;
+    let issued = services.issuance.client_credentials(&client, &request, issued_at).await?;
     services.metrics.token_issued();
     tracing::debug!(client = client.client_id, jti = issued.jti, "token issued");
     Ok(Json(TokenResponse {

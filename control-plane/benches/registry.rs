@@ -1,0 +1,251 @@
+//! Whether calls keep their speed when the tables are full: the same calls on an empty and on a filled store, side by side, on
+//! the embedded store and on PostgreSQL.
+//!
+//! One control plane for each engine, in this process; clients call it over HTTP, [`IN_FLIGHT`] at a time. The rows are made by
+//! the engine itself, in batches. `ATM_BENCH_ROWS` sets how many (100,000), `ATM_BENCH_SECONDS` the time a measurement takes (3).
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a benchmark that cannot go on stops
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use atm_control_plane::app::App;
+use atm_control_plane::config::{Config, Environment, Secrets};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
+use tempfile::TempDir;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const IN_FLIGHT: usize = 16;
+/// Rows of one statement.
+const BATCH: u64 = 50_000;
+const ADMIN_TOKEN: &str = "admin-token-of-the-benchmark";
+
+/// A table, and how each engine makes rows `$1` to `$2` of it out of nothing. `{n}` is the row's number; `{now}` the time in
+/// milliseconds.
+struct Fill {
+    table: &'static str,
+    columns: &'static str,
+    sqlite: &'static str,
+    postgres: &'static str,
+}
+
+/// What fills up in a busy realm. A table that is added to the store and grows with its use goes here too.
+const FILLS: [Fill; 4] = [
+    Fill {
+        table: "revoked_tokens",
+        columns: "bucket, id",
+        // Spread over a day of expiries.
+        sqlite: "({now} / 3600000 + {n} % 24 + 2), randomblob(16)",
+        postgres: "({now} / 3600000 + {n} % 24 + 2), decode(md5('t' || {n}), 'hex')",
+    },
+    Fill {
+        table: "watermarks",
+        columns: "kind, id, not_after",
+        sqlite: "3, randomblob(16), {now}",
+        postgres: "3, decode(md5('w' || {n}), 'hex'), {now}",
+    },
+    Fill {
+        table: "clients",
+        columns: "client_id, secret_hash, scopes, audiences, status, created_at, updated_at",
+        sqlite: "'fill-' || hex(randomblob(8)), randomblob(32), '[\"read\"]', '[\"api\"]', 'active', {now}, {now}",
+        postgres: "'fill-' || md5('c' || {n}), decode(md5('h' || {n}), 'hex'), '[\"read\"]', '[\"api\"]', 'active', {now}, {now}",
+    },
+    Fill {
+        table: "revocations",
+        columns: "id, kind, value, number, not_after, actor, created_at",
+        sqlite: "hex(randomblob(12)), 'token', 'jti-' || {n}, 1, {now}, 'fill', {now} - {n}",
+        postgres: "md5('r' || {n}), 'token', 'jti-' || {n}, 1, {now}, 'fill', {now} - {n}",
+    },
+];
+
+/// A store that can be filled past the control plane that has it open.
+enum Target {
+    Embedded(TempDir),
+    Postgres(String, TempDir),
+}
+
+impl Target {
+    fn directory(&self) -> &Path {
+        match self {
+            Self::Embedded(directory) | Self::Postgres(_, directory) => directory.path(),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Embedded(_) => "embedded",
+            Self::Postgres(..) => "PostgreSQL",
+        }
+    }
+
+    fn store(&self) -> Value {
+        match self {
+            Self::Embedded(directory) => json!({ "path": directory.path().join("atm.db") }),
+            Self::Postgres(url, _) => json!({ "url": url }),
+        }
+    }
+
+    async fn fill(&self, rows: u64) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis().to_string();
+        for fill in &FILLS {
+            for from in (1..=rows).step_by(usize::try_from(BATCH).unwrap()) {
+                let to = rows.min(from + BATCH - 1);
+                let Fill { table, columns, .. } = fill;
+                match self {
+                    Self::Embedded(directory) => {
+                        let url = format!("sqlite://{}", directory.path().join("atm.db").display());
+                        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+                        let values = fill.sqlite.replace("{n}", "i").replace("{now}", &now);
+                        let sql = format!(
+                            "PRAGMA busy_timeout = 60000; INSERT INTO {table} ({columns}) WITH RECURSIVE n(i) AS \
+                             (SELECT {from} UNION ALL SELECT i + 1 FROM n WHERE i < {to}) SELECT {values} FROM n"
+                        );
+                        connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+                    }
+                    Self::Postgres(url, _) => {
+                        let mut connection = PgConnection::connect(url).await.unwrap();
+                        let values = fill.postgres.replace("{n}", "i").replace("{now}", &now);
+                        let sql = format!(
+                            "INSERT INTO {table} ({columns}) SELECT {values} FROM generate_series({from}::bigint, {to}::bigint) i"
+                        );
+                        connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+                    }
+                }
+            }
+        }
+        if let Self::Postgres(url, _) = self {
+            let mut connection = PgConnection::connect(url).await.unwrap();
+            connection.execute("VACUUM ANALYZE").await.unwrap();
+        }
+    }
+}
+
+/// A control plane, with what its callers need.
+struct Bench {
+    app: App,
+    http: reqwest::Client,
+    client: (String, String),
+    token: String,
+    next: AtomicU64,
+}
+
+impl Bench {
+    async fn start(target: &Target) -> Self {
+        let path = |name: &str| target.directory().join(name).display().to_string();
+        for (name, content) in [
+            ("wrapping.key", URL_SAFE_NO_PAD.encode([1; 32])),
+            ("feed.key", URL_SAFE_NO_PAD.encode([2; 32])),
+            ("admin.token", ADMIN_TOKEN.to_owned()),
+        ] {
+            std::fs::write(path(name), content).unwrap();
+        }
+        let config = json!({
+            "issuer": "http://127.0.0.1:8080",
+            "listen": { "oauth": "127.0.0.1:0", "admin": "127.0.0.1:0" },
+            "store": target.store(),
+            "nats": { "url": "nats://127.0.0.1:1" },
+            "keys": { "wrappingKeyFile": path("wrapping.key") },
+            "admin": { "tokenFile": path("admin.token") },
+            "feed": { "signingKeyFile": path("feed.key") },
+        });
+        let environment = Environment::new();
+        let config = Config::parse(&config.to_string(), &environment).unwrap();
+        let secrets = Secrets::read(&config, &environment).unwrap();
+        let app = App::start(config, secrets).await.unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let mut bench =
+            Self { app, http, client: Default::default(), token: String::new(), next: AtomicU64::new(0) };
+        let body = json!({ "audiences": ["api"], "scopes": ["read"] });
+        let made = bench.json(bench.admin("/admin/v1/clients").json(&body)).await;
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        bench.client = (text(&made["client_id"]), text(&made["client_secret"]));
+        bench.token = text(&bench.json(bench.issue()).await["access_token"]);
+        bench
+    }
+
+    async fn json(&self, request: RequestBuilder) -> Value {
+        request.send().await.unwrap().error_for_status().unwrap().json().await.unwrap()
+    }
+
+    fn admin(&self, path: &str) -> RequestBuilder {
+        self.http.post(format!("http://{}{path}", self.app.bound().admin)).bearer_auth(ADMIN_TOKEN)
+    }
+
+    fn oauth(&self, path: &str, form: &[(&str, &str)]) -> RequestBuilder {
+        let url = format!("http://{}{path}", self.app.bound().oauth);
+        self.http.post(url).basic_auth(&self.client.0, Some(&self.client.1)).form(form)
+    }
+
+    fn issue(&self) -> RequestBuilder {
+        self.oauth("/oauth2/token", &[("grant_type", "client_credentials")])
+    }
+
+    fn introspect(&self) -> RequestBuilder {
+        self.oauth("/oauth2/introspect", &[("token", &self.token)])
+    }
+
+    fn revoke(&self) -> RequestBuilder {
+        let jti = format!("bench-{}", self.next.fetch_add(1, Ordering::Relaxed));
+        self.admin("/admin/v1/revocations").json(&json!({ "selectors": [{ "token": { "jti": jti } }] }))
+    }
+}
+
+type Call = fn(&Bench) -> RequestBuilder;
+const CALLS: [(&str, Call); 3] =
+    [("issue", Bench::issue), ("introspect", Bench::introspect), ("revoke", Bench::revoke)];
+
+/// Calls a second.
+async fn measure(bench: &Arc<Bench>, call: Call, time: Duration) -> f64 {
+    let begun = Instant::now();
+    let callers = (0..IN_FLIGHT).map(|_| {
+        let bench = Arc::clone(bench);
+        tokio::spawn(async move {
+            let mut done = 0_u32;
+            while begun.elapsed() < time {
+                call(&bench).send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
+                done += 1;
+            }
+            done
+        })
+    });
+    let done: u32 = futures::future::join_all(callers).await.into_iter().map(Result::unwrap).sum();
+    f64::from(done) / begun.elapsed().as_secs_f64()
+}
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[tokio::main]
+async fn main() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let rows = from_environment("ATM_BENCH_ROWS", 100_000);
+    let time = Duration::from_secs(from_environment("ATM_BENCH_SECONDS", 3));
+    let directory = || tempfile::tempdir().unwrap();
+    let url = tokio::task::spawn_blocking(atm_test_postgres::database).await.unwrap();
+    println!(
+        "| Store | Call | empty, a second | {rows} rows a table | times slower |\n|---|---|---|---|---|"
+    );
+    for target in [Target::Embedded(directory()), Target::Postgres(url, directory())] {
+        let bench = Arc::new(Bench::start(&target).await);
+        let mut empty = Vec::new();
+        for (_, call) in CALLS {
+            empty.push(measure(&bench, call, time).await);
+        }
+        target.fill(rows).await;
+        for ((name, call), empty) in CALLS.into_iter().zip(empty) {
+            let full = measure(&bench, call, time).await;
+            println!("| {} | {name} | {empty:.0} | {full:.0} | {:.2} |", target.name(), empty / full);
+        }
+        let Ok(bench) = Arc::try_unwrap(bench) else { panic!("a caller is left") };
+        assert!(bench.app.drain().await);
+    }
+}

@@ -1,0 +1,73 @@
+//! The embedded engine: SQLite with a write-ahead log and `synchronous = FULL`, so that what a call has acknowledged
+//! survives a power cut. One connection writes, in transactions that begin with the write lock, so that a transaction never
+//! fails half-way because another one wrote; several connections read.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+/// Readers beside the one writer.
+const READERS: u32 = 4;
+/// How long a call waits for the writer before it gives up; above it the disk is stuck.
+const WRITER_WAIT: Duration = Duration::from_secs(10);
+
+/// The open file.
+#[derive(Debug)]
+pub(super) struct Sqlite {
+    pub(super) writer: SqlitePool,
+    pub(super) readers: SqlitePool,
+    /// Locked while this process has the store.
+    owned: File,
+}
+
+impl Sqlite {
+    /// Opens or creates the file. Readers connect lazily: the schema may not be there yet.
+    pub(super) async fn open(path: &Path) -> Result<Self, sqlx::Error> {
+        let owned = own(path)?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(WRITER_WAIT)
+            .optimize_on_close(true, None);
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(WRITER_WAIT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(WRITER_WAIT)
+            .connect_lazy_with(options.pragma("query_only", "ON"));
+        Ok(Self { writer, readers, owned })
+    }
+
+    pub(super) async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+        // Fails for a lock that is not held, which is as good.
+        let _ = self.owned.unlock();
+    }
+}
+
+/// Takes the store's lock: its clock and its copies in memory are those of one process.
+fn own(path: &Path) -> Result<File, sqlx::Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::create(&name).map_err(sqlx::Error::Io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let problem = "it is in use by another process; end that one, or share a PostgreSQL by store.url";
+            Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::ResourceBusy, problem)))
+        }
+        Err(TryLockError::Error(error)) => Err(sqlx::Error::Io(error)),
+    }
+}

@@ -1,0 +1,131 @@
+//! Outbox, log and what is enforced.
+
+use super::*;
+
+contract!(
+    a_change_gets_the_revision_of_its_set,
+    numbered_changes_keep_the_order_of_their_commits,
+    a_revision_is_given_once,
+    a_new_epoch_forgets_the_sets_of_the_old_one,
+    watermarks_rise_and_never_fall,
+    tokens_are_found_in_their_bucket_or_the_unknown_one,
+    a_hundred_thousand_tokens_fit_one_transaction,
+);
+
+async fn a_change_gets_the_revision_of_its_set(place: Place) {
+    let store = place.open().await;
+    let mut tickets = Vec::new();
+    for number in 1..=3 {
+        tickets.push(enqueued(&store, &tokens(number), i64::from(number)).await);
+        assert_eq!(outbox::revision_of(&store, tickets.last().unwrap()).await.unwrap(), None);
+    }
+    assert_eq!(revoked(&sequenced(&store).await), [id(1), id(2), id(3)]);
+    for ticket in &tickets {
+        assert_eq!(outbox::revision_of(&store, ticket).await.unwrap(), Some(1));
+    }
+    assert!(sequenced(&store).await.is_empty());
+    assert_eq!(log::head(&store).await.unwrap().revision, 1);
+}
+
+async fn numbered_changes_keep_the_order_of_their_commits(place: Place) {
+    let store = place.open().await;
+    let policies = |version| Change::Policies { version, documents: vec![] };
+    // The clock of the one who enqueues says nothing.
+    for (version, at) in [(1, 50), (2, 40), (3, 60), (4, 10)] {
+        enqueued(&store, &policies(version), at).await;
+        enqueued(&store, &tokens(1), 0).await;
+    }
+    let numbered: Vec<_> = sequenced(&store)
+        .await
+        .into_iter()
+        .filter_map(|change| match change {
+            Change::Policies { version, .. } => Some(version),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(numbered, [1, 2, 3, 4]);
+}
+
+async fn a_revision_is_given_once(place: Place) {
+    let store = place.open().await;
+    let epoch = log::head(&store).await.unwrap().epoch;
+    let set = StoredChangeSet { epoch, revision: 1, digest: Digest::of(b"1"), signed: vec![1, 2, 3] };
+    let append = async || {
+        transact!(RowLocks: store, |transaction| -> Result<(), StoreError> {
+            log::append(transaction, &set, UnixMillis(5)).await
+        })
+    };
+    append().await.unwrap();
+    assert!(matches!(append().await, Err(StoreError::Exists)));
+    assert_eq!(log::sets_from(&store, epoch, 1, 10).await.unwrap(), std::slice::from_ref(&set));
+    assert_eq!(log::head(&store).await.unwrap().revision, 1);
+}
+
+async fn a_new_epoch_forgets_the_sets_of_the_old_one(place: Place) {
+    let store = place.open().await;
+    let epoch = log::head(&store).await.unwrap().epoch;
+    enqueued(&store, &tokens(1), 0).await;
+    sequenced(&store).await;
+    let next =
+        transact!(store, |transaction| -> Result<_, StoreError> { log::begin_epoch(transaction).await })
+            .unwrap();
+    assert_ne!(next, epoch);
+    assert!(log::sets_from(&store, epoch, 1, 10).await.unwrap().is_empty());
+    let head = log::head(&store).await.unwrap();
+    assert_eq!((head.epoch, head.revision, head.digest), (next, 0, Digest::ZERO));
+}
+
+async fn watermarks_rise_and_never_fall(place: Place) {
+    let store = place.open().await;
+    for (instant, expected) in [(10, 10), (7, 10), (12, 12)] {
+        let entries = [(id(1), UnixMillis(instant)), (id(2), UnixMillis(1))];
+        transact!(store, |transaction| -> Result<(), StoreError> {
+            enforcement::raise_watermarks(transaction, IdKind::Client, &entries).await
+        })
+        .unwrap();
+        let kept = enforcement::watermark(&store, IdKind::Client, id(1)).await.unwrap();
+        assert_eq!(kept, Some(UnixMillis(expected)));
+    }
+    assert_eq!(enforcement::watermark(&store, IdKind::Subject, id(1)).await.unwrap(), None);
+    let mut transaction = store.begin().await.unwrap();
+    let kept = enforcement::watermarks_of(&mut transaction, IdKind::Client).await.unwrap();
+    assert_eq!(kept, [(id(1), UnixMillis(12)), (id(2), UnixMillis(1))]);
+}
+
+/// Revokes tokens of one bucket.
+async fn add(store: &Store, bucket: u32, ids: &[Id]) {
+    transact!(store, |transaction| -> Result<(), StoreError> {
+        enforcement::add_tokens(transaction, Bucket(bucket), ids).await
+    })
+    .unwrap();
+}
+
+async fn tokens_are_found_in_their_bucket_or_the_unknown_one(place: Place) {
+    let store = place.open().await;
+    add(&store, 5, &[id(1), id(2)]).await;
+    add(&store, 5, &[id(2), id(3)]).await;
+    add(&store, 0, &[id(9)]).await;
+    let found = async |bucket, number| {
+        enforcement::is_token_revoked(&store, Bucket(bucket), id(number)).await.unwrap()
+    };
+    assert!(found(5, 3).await && found(6, 9).await);
+    assert!(!found(6, 3).await && !found(5, 4).await);
+    let mut transaction = store.begin().await.unwrap();
+    let mut seen = Vec::new();
+    while let page = enforcement::tokens_after(&mut transaction, seen.last().copied(), 3).await.unwrap()
+        && !page.is_empty()
+    {
+        seen.extend(page);
+    }
+    drop(transaction);
+    assert_eq!(seen, [(Bucket(0), id(9)), (Bucket(5), id(1)), (Bucket(5), id(2)), (Bucket(5), id(3))]);
+    assert_eq!(enforcement::purge_tokens(&store, Bucket(6), 100).await.unwrap(), 3);
+    assert!(found(6, 9).await, "unknown expiries are kept");
+}
+
+async fn a_hundred_thousand_tokens_fit_one_transaction(place: Place) {
+    let store = place.open().await;
+    let ids: Vec<Id> = (0..100_000).map(id).collect();
+    add(&store, 5, &ids).await;
+    assert!(enforcement::is_token_revoked(&store, Bucket(5), ids[99_999]).await.unwrap());
+}

@@ -1,0 +1,259 @@
+//! Transactions on either engine, and how they are run again where another one came in between.
+
+use std::time::Duration;
+
+use sqlx::{Postgres, Sqlite};
+
+use super::query::{Query, Row};
+use super::versions::Topic;
+use super::{Engine, Store, StoreError, is_conflict, postgres};
+
+/// How often a transaction is run at most, where others come in between.
+const ATTEMPTS: u32 = 12;
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a transaction is protected from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Isolation {
+    /// From everything: it is as if transactions ran one after the other.
+    Serializable,
+    /// From what locks the same rows: each statement sees all that is committed when it begins. For work that begins with
+    /// the lock of one row, which then queues where a serializable one would fail and start over.
+    RowLocks,
+}
+
+/// A transaction. On the embedded store it holds the write lock from its beginning. Dropped without commit, it rolls back.
+///
+/// Run it by [`transact!`](super::transact), which runs it again where PostgreSQL asks for that.
+pub(crate) struct Transaction {
+    store: Store,
+    connection: Connection,
+    /// Versions that become known with the commit.
+    bumped: Vec<(Topic, u64)>,
+    /// Another transaction came in between: this one has failed, and may succeed when it is run again.
+    conflicted: bool,
+}
+
+enum Connection {
+    Sqlite(sqlx::Transaction<'static, Sqlite>),
+    Postgres(sqlx::Transaction<'static, Postgres>, Duration),
+}
+
+impl Transaction {
+    pub(super) async fn execute(&mut self, query: Query<'_>) -> Result<u64, StoreError> {
+        let outcome = match &mut self.connection {
+            Connection::Sqlite(connection) => {
+                query.for_sqlite().execute(&mut **connection).await.map(|done| done.rows_affected())
+            }
+            Connection::Postgres(connection, limit) => {
+                let done = query.for_postgres().execute(&mut **connection);
+                postgres::bounded(*limit, done).await.map(|done| done.rows_affected())
+            }
+        };
+        self.noted(outcome)
+    }
+
+    pub(super) async fn fetch_all(&mut self, query: Query<'_>) -> Result<Vec<Row>, StoreError> {
+        let outcome = match &mut self.connection {
+            Connection::Sqlite(connection) => {
+                query.for_sqlite().fetch_all(&mut **connection).await.map(Row::sqlite)
+            }
+            Connection::Postgres(connection, limit) => {
+                let rows = query.for_postgres().fetch_all(&mut **connection);
+                postgres::bounded(*limit, rows).await.map(Row::postgres)
+            }
+        };
+        self.noted(outcome)
+    }
+
+    fn noted<T>(&mut self, outcome: Result<T, sqlx::Error>) -> Result<T, StoreError> {
+        outcome.map_err(|error| {
+            self.conflicted |= is_conflict(&error);
+            error.into()
+        })
+    }
+
+    pub(super) fn bumps(&mut self, topic: Topic, version: u64) {
+        self.bumped.push((topic, version));
+    }
+
+    /// Makes it true. An error here means that it is not known whether it is.
+    pub(crate) async fn commit(self) -> Result<(), StoreError> {
+        match self.connection {
+            Connection::Sqlite(connection) => connection.commit().await?,
+            Connection::Postgres(connection, limit) => postgres::bounded(limit, connection.commit()).await?,
+        }
+        for (topic, version) in self.bumped {
+            self.store.0.versions.note(topic, version);
+        }
+        Ok(())
+    }
+
+    /// Undoes it. Dropping it does the same a little later.
+    pub(crate) async fn rollback(self) {
+        // A connection that cannot roll back is not used again, and its transaction ends with it.
+        let _ = match self.connection {
+            Connection::Sqlite(connection) => connection.rollback().await,
+            Connection::Postgres(connection, limit) => postgres::bounded(limit, connection.rollback()).await,
+        };
+    }
+}
+
+impl Store {
+    /// Begins a serialisable transaction that is not run again.
+    #[cfg(test)]
+    pub(crate) async fn begin(&self) -> Result<Transaction, StoreError> {
+        self.begin_with(Isolation::Serializable).await
+    }
+
+    async fn begin_with(&self, isolation: Isolation) -> Result<Transaction, StoreError> {
+        let connection = match &self.0.engine {
+            Engine::Sqlite(sqlite) => Connection::Sqlite(sqlite.writer.begin_with("BEGIN IMMEDIATE").await?),
+            Engine::Postgres(postgres) => {
+                let begin = match isolation {
+                    Isolation::Serializable => "BEGIN ISOLATION LEVEL SERIALIZABLE",
+                    Isolation::RowLocks => "BEGIN ISOLATION LEVEL READ COMMITTED",
+                };
+                let transaction = postgres.bounded(postgres.pool.begin_with(begin)).await?;
+                Connection::Postgres(transaction, postgres.limit)
+            }
+        };
+        Ok(Transaction { store: self.clone(), connection, bumped: Vec::new(), conflicted: false })
+    }
+
+    pub(super) async fn execute_alone(&self, query: Query<'_>) -> Result<u64, StoreError> {
+        match &self.0.engine {
+            Engine::Sqlite(sqlite) => Ok(query.for_sqlite().execute(&sqlite.writer).await?.rows_affected()),
+            Engine::Postgres(postgres) => {
+                let mut retries = Retries::default();
+                loop {
+                    let done = query.clone().for_postgres().execute(&postgres.pool);
+                    match postgres.bounded(done).await {
+                        Ok(done) => return Ok(done.rows_affected()),
+                        Err(error) => retries.after(error).await?,
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) async fn fetch_alone(&self, query: Query<'_>) -> Result<Vec<Row>, StoreError> {
+        match &self.0.engine {
+            Engine::Sqlite(sqlite) => Ok(Row::sqlite(query.for_sqlite().fetch_all(&sqlite.writer).await?)),
+            Engine::Postgres(postgres) => {
+                let mut retries = Retries::default();
+                loop {
+                    let rows = query.clone().for_postgres().fetch_all(&postgres.pool);
+                    match postgres.bounded(rows).await {
+                        Ok(rows) => return Ok(Row::postgres(rows)),
+                        Err(error) => retries.after(error).await?,
+                    }
+                }
+            }
+        }
+    }
+
+    /// The attempts of [`transact!`](super::transact).
+    pub(crate) fn attempts(&self, isolation: Isolation) -> Attempts<'_> {
+        Attempts { store: self, isolation, made: 0 }
+    }
+}
+
+/// Runs a transaction until it has succeeded, failed by itself, or met others too often.
+pub(crate) struct Attempts<'s> {
+    store: &'s Store,
+    isolation: Isolation,
+    made: u32,
+}
+
+impl Attempts<'_> {
+    pub(crate) async fn begin(&mut self) -> Result<Transaction, StoreError> {
+        if self.made > 0 {
+            pause(self.made - 1).await;
+        }
+        self.made += 1;
+        self.store.begin_with(self.isolation).await
+    }
+
+    /// Commits what came to `Ok`, undoes the rest. None: another transaction came in between; run it again.
+    pub(crate) async fn settle<T, E: From<StoreError>>(
+        &self,
+        transaction: Transaction,
+        outcome: Result<T, E>,
+    ) -> Option<Result<T, E>> {
+        let again = self.made < ATTEMPTS;
+        match outcome {
+            Ok(value) => match transaction.commit().await {
+                Ok(()) => Some(Ok(value)),
+                Err(StoreError::Conflict) if again => None,
+                Err(error) => Some(Err(error.into())),
+            },
+            Err(error) => {
+                let conflicted = transaction.conflicted;
+                transaction.rollback().await;
+                if conflicted && again { None } else { Some(Err(error)) }
+            }
+        }
+    }
+}
+
+/// Says how often one statement, which met other transactions, is run again.
+#[derive(Default)]
+struct Retries(u32);
+
+impl Retries {
+    /// Returns when it may be run again, or the error.
+    async fn after(&mut self, error: sqlx::Error) -> Result<(), StoreError> {
+        if !is_conflict(&error) || self.0 + 1 >= ATTEMPTS {
+            return Err(error.into());
+        }
+        pause(self.0).await;
+        self.0 += 1;
+        Ok(())
+    }
+}
+
+/// Doubles with each attempt, and differs between those that met each other.
+async fn pause(before: u32) {
+    let longest = LONGEST_PAUSE.min(Duration::from_millis(2) * (1 << before.min(10)));
+    let mut random = [255; 1];
+    // Without randomness the pause is the longest one.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    tokio::time::sleep(longest.mul_f64(f64::from(random[0]) / 255.0)).await;
+}
+
+/// Runs the block in a transaction and gives its result: committed where it is `Ok`, undone where it is not, and run again
+/// from the beginning where another transaction came in between. So the block changes nothing but the store, and uses `?`
+/// as a function does.
+///
+/// ```ignore
+/// let number = transact!(self.store, |transaction| -> Result<u64, StoreError> {
+///     clients::insert(transaction, &client).await?;
+///     clients::count(transaction).await
+/// })?;
+/// ```
+///
+/// `transact!(RowLocks: store, |transaction| ..)` takes the other [`Isolation`].
+macro_rules! transact {
+    ($store:expr, |$transaction:ident| -> $result:ty $work:block) => {
+        $crate::store::transact!(Serializable: $store, |$transaction| -> $result $work)
+    };
+    ($isolation:ident: $store:expr, |$transaction:ident| -> $result:ty $work:block) => {
+        async {
+            let mut attempts = $store.attempts($crate::store::transaction::Isolation::$isolation);
+            loop {
+                let mut begun = attempts.begin().await?;
+                let outcome: $result = {
+                    let $transaction = &mut begun;
+                    async { $work }.await
+                };
+                if let Some(outcome) = attempts.settle(begun, outcome).await {
+                    break outcome;
+                }
+            }
+        }
+        .await
+    };
+}
+pub(crate) use transact;

@@ -1,0 +1,129 @@
+//! PostgreSQL is killed, or hangs, while requests run.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use atm_tests::control_plane::AdminClient;
+use atm_tests::wait;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::fleet::{Replicas, assert_contiguous, revoke, revoked_tokens, token_id};
+
+async fn readiness(client: &AdminClient) -> u16 {
+    client.call("GET", "/readyz", &Value::Null).await.map_or(0, |answer| answer.status)
+}
+
+async fn until_readiness(client: &AdminClient, status: u16) {
+    wait::until(&format!("readiness {status}"), wait::USUAL, || async {
+        let found = readiness(client).await;
+        if found == status { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_dies_costs_503_and_leaves_nothing_half_done() {
+    let mut server = tokio::task::spawn_blocking(atm_test_postgres::Server::start).await.unwrap();
+    let url = server.database("atm");
+    let replicas = Replicas::start(2, &url).await;
+    let end = Arc::new(AtomicBool::new(false));
+    let progress = Arc::new(AtomicUsize::new(0));
+    let mut writers = JoinSet::new();
+    for writer in 0..6 {
+        let client = replicas.planes[writer % 2].client();
+        let (end, progress) = (Arc::clone(&end), Arc::clone(&progress));
+        writers.spawn(async move {
+            let mut outcomes = HashMap::new();
+            for number in 0.. {
+                if end.load(Ordering::SeqCst) {
+                    break;
+                }
+                let jti = format!("w{writer}-{number}");
+                let acknowledged = revoke(&client, &jti).await.is_some();
+                progress.fetch_add(usize::from(acknowledged), Ordering::SeqCst);
+                outcomes.insert(jti, acknowledged);
+            }
+            outcomes
+        });
+    }
+    for _ in 0..3 {
+        let before = progress.load(Ordering::SeqCst);
+        wait::until("traffic", wait::USUAL, || async {
+            let done = progress.load(Ordering::SeqCst) - before;
+            if done >= 20 { Ok(()) } else { Err(done) }
+        })
+        .await;
+        server = tokio::task::spawn_blocking(move || {
+            server.kill();
+            server
+        })
+        .await
+        .unwrap();
+        for plane in &replicas.planes {
+            until_readiness(&plane.client(), 503).await;
+        }
+        server = tokio::task::spawn_blocking(move || {
+            server.restart();
+            server
+        })
+        .await
+        .unwrap();
+        for plane in &replicas.planes {
+            until_readiness(&plane.client(), 200).await;
+        }
+    }
+    end.store(true, Ordering::SeqCst);
+    let mut outcomes: HashMap<String, bool> = HashMap::new();
+    for written in writers.join_all().await {
+        outcomes.extend(written);
+    }
+    let sets = replicas.published_log().await;
+    assert_contiguous(&sets);
+    let found = revoked_tokens(&sets);
+    let client = replicas.planes[0].client();
+    let records = client.call("GET", "/admin/v1/revocations?limit=1000", &Value::Null).await.unwrap().json();
+    let recorded: Vec<&str> =
+        records["items"].as_array().unwrap().iter().filter_map(|record| record["value"].as_str()).collect();
+    let complete = recorded.len() < 1_000;
+    for (jti, acknowledged) in &outcomes {
+        let in_log = found.get(&token_id(jti)).copied().unwrap_or_default();
+        if *acknowledged {
+            assert_eq!(in_log, 1, "{jti} was acknowledged");
+        }
+        if complete {
+            assert_eq!(recorded.contains(&jti.as_str()), in_log == 1, "{jti} is half-done");
+        }
+    }
+    assert!(outcomes.values().any(|acknowledged| *acknowledged));
+    assert!(outcomes.values().any(|acknowledged| !acknowledged), "no request met an outage");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_hangs_costs_503_within_its_bound_and_comes_back() {
+    let server = tokio::task::spawn_blocking(atm_test_postgres::Server::start).await.unwrap();
+    let url = server.database("atm");
+    let replicas = Replicas::start(1, &url).await;
+    let client = replicas.planes[0].client();
+    assert!(revoke(&client, "before").await.is_some());
+    server.pause();
+    let calls = (0..12).map(|number| {
+        let client = client.clone();
+        async move {
+            let body = json!({ "selectors": [{ "token": { "jti": format!("during-{number}") } }] });
+            client.call("POST", "/admin/v1/revocations", &body).await.map_or(0, |answer| answer.status)
+        }
+    });
+    let statuses = futures::future::join_all(calls).await;
+    assert!(statuses.iter().all(|status| *status == 503), "{statuses:?}");
+    assert_eq!(readiness(&client).await, 503);
+    server.resume();
+    wait::until("the control plane to be back", Duration::from_secs(40), || async {
+        revoke(&client, "after").await.ok_or("503")
+    })
+    .await;
+    until_readiness(&client, 200).await;
+    assert_contiguous(&replicas.published_log().await);
+}
