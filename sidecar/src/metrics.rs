@@ -17,6 +17,8 @@ use crate::feed::Cause;
 use crate::introspection::Outcome;
 use crate::state::StateReader;
 
+mod store;
+
 /// Seconds; a decision on a known token takes a few microseconds, a signature some fifty.
 const BUCKETS: [f64; 12] = [
     0.000_002, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1,
@@ -244,6 +246,7 @@ impl StateCollector {
             families.extend(counter.collect());
         }
         families.extend(self.by_cause()?);
+        families.extend(store::families(&self.reader)?);
         Ok(families)
     }
 
