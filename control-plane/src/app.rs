@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use atm_telemetry::{Tracing, TracingError, TracingSettings};
 use rustls::ServerConfig;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -72,6 +73,9 @@ pub enum StartError {
     /// Derived keys cannot be made.
     #[error("keys: {0}")]
     Secret(#[from] SecretError),
+    /// Traces cannot be exported.
+    #[error(transparent)]
+    Tracing(#[from] TracingError),
     /// A metric is defined twice.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -212,7 +216,8 @@ async fn assemble(
         RefreshIntervals::default(),
     );
     lifecycle.spawn_background("trusted issuers", issuers.clone().run(lifecycle.background_ends()));
-    let answering = answer_until(feed.clone(), api_keys.clone(), lifecycle.background_ends());
+    let tracing = start_tracing(config.tracing.as_ref(), lifecycle)?;
+    let answering = answer_until(feed.clone(), api_keys.clone(), tracing, lifecycle.background_ends());
     lifecycle.spawn_background("introspection", answering);
     let issuance = Issuance::new(
         keys.clone(),
@@ -241,8 +246,31 @@ async fn assemble(
     })
 }
 
-async fn answer_until(feed: FeedHandle, api_keys: ApiKeys, shutdown: CancellationToken) {
-    shutdown.run_until_cancelled(feed.answer_introspection(api_keys)).await;
+/// Spans go to the configured collector, if there is one.
+fn start_tracing(
+    settings: Option<&TracingSettings>,
+    lifecycle: &Lifecycle,
+) -> Result<Option<Tracing>, StartError> {
+    let Some(settings) = settings else { return Ok(None) };
+    let instance = std::process::id().to_string();
+    let (tracing, exporting) = Tracing::start(
+        settings,
+        "atm-control-plane",
+        &instance,
+        env!("CARGO_PKG_VERSION"),
+        lifecycle.background_ends(),
+    )?;
+    lifecycle.spawn_background("traces", exporting);
+    Ok(Some(tracing))
+}
+
+async fn answer_until(
+    feed: FeedHandle,
+    api_keys: ApiKeys,
+    tracing: Option<Tracing>,
+    shutdown: CancellationToken,
+) {
+    shutdown.run_until_cancelled(feed.answer_introspection(api_keys, tracing)).await;
 }
 
 async fn start_keys(

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use atm_core::key::Algorithm;
 use atm_proto::subject::Subjects;
+use atm_telemetry::TracingSettings;
 
 mod reader;
 mod secrets;
@@ -50,6 +51,8 @@ pub struct Config {
     pub token_lifetime: Duration,
     /// Life of any access token at most.
     pub max_token_lifetime: Duration,
+    /// Where spans go; none without `tracing.endpoint`.
+    pub tracing: Option<TracingSettings>,
     /// Logging.
     pub log: Log,
 }
@@ -198,6 +201,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let admin_token_file = reader.required("admin.tokenFile", path);
     let feed = feed(reader);
     let (token_lifetime, max_token_lifetime) = lifetimes(reader);
+    let tracing = tracing(reader);
     let log = log(reader);
     Some(Config {
         issuer: issuer?,
@@ -211,6 +215,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         feed: feed?,
         token_lifetime,
         max_token_lifetime,
+        tracing,
         log,
     })
 }
@@ -295,6 +300,19 @@ fn lifetimes(reader: &mut Reader<'_>) -> (Duration, Duration) {
         reader.mistake("tokens.lifetimeSeconds", message);
     }
     (Duration::from_secs(lifetime), Duration::from_secs(max))
+}
+
+fn tracing(reader: &mut Reader<'_>) -> Option<TracingSettings> {
+    let endpoint =
+        reader.optional("tracing.endpoint", |text| TracingSettings::endpoint(text).map_err(str::to_owned));
+    let sample = reader.optional("tracing.sample", |text| number(text, TracingSettings::SAMPLES));
+    let queue = reader.optional("tracing.queue", |text| number(text, TracingSettings::QUEUES));
+    let queue = usize::try_from(queue.unwrap_or(TracingSettings::DEFAULT_QUEUE));
+    Some(TracingSettings {
+        endpoint: endpoint?,
+        sample: sample.unwrap_or(TracingSettings::DEFAULT_SAMPLE),
+        queue: queue.unwrap_or(usize::MAX),
+    })
 }
 
 fn log(reader: &mut Reader<'_>) -> Log {

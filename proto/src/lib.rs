@@ -1,10 +1,11 @@
-//! The wire contract of the feed, and its conversions to [`atm_core`] types.
+//! The wire contracts, and their conversions to [`atm_core`] types: the feed's, what sidecars send back, and Envoy's checks.
 //!
 //! The control plane publishes; sidecars verify and apply. What arrives passes three gates, in this order:
 //! [`signature`] (who says so, over the exact bytes), [`change`] (do we understand every part of it), and
-//! [`change::apply`] (what it changes in a view). A message that fails a gate changes nothing.
+//! [`change::apply`] (what it changes in a view). A message that fails a gate changes nothing. [`check`] reads what Envoy asks.
 
 pub mod change;
+pub mod check;
 mod convert;
 pub mod introspection;
 pub mod report;

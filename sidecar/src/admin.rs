@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::config::FreshnessSettings;
 use crate::ext_authz::Judge;
 use crate::feed::Cause;
+use crate::introspection::Outcome;
 use crate::metrics;
 use crate::state::StateReader;
 
@@ -74,6 +75,25 @@ impl Admin {
         let silent =
             || format!("the feed is {}: no heartbeat that the state is level with", self.freshness());
         self.reader.degraded().or_else(|| (self.freshness() != Freshness::Fresh).then(silent))
+    }
+
+    /// Permits, and refusals by reason; what never occurred is left out.
+    fn decisions(&self) -> Value {
+        let (permits, denials) = self.judge.metrics().counts();
+        let denials: serde_json::Map<String, Value> =
+            denials.into_iter().map(|(reason, count)| (reason.as_str().to_owned(), count.into())).collect();
+        json!({"permits": permits, "denials": denials})
+    }
+
+    fn introspections(&self) -> Value {
+        let introspector = self.judge.introspector();
+        let outcomes =
+            Outcome::ALL.map(|outcome| (outcome.as_str().to_owned(), introspector.count(outcome).into()));
+        json!({
+            "under_way": introspector.under_way(),
+            "outcomes": serde_json::Map::from_iter(outcomes),
+            "unkept": introspector.unkept(),
+        })
     }
 
     /// What an operator should look at while no decisions are made.
@@ -168,7 +188,9 @@ async fn explain(
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&admin.registry))
+    // RocksDB's statistics take its lock; nothing else on this runtime is to wait for that.
+    let rendered = tokio::task::spawn_blocking(move || metrics::render(&admin.registry)).await;
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], rendered.unwrap_or_default())
 }
 
 /// Has the ids on disk compared with those in memory, in the background; `/state` and `degraded` say what comes of it.
@@ -181,6 +203,7 @@ async fn state(State(admin): State<Arc<Admin>>) -> Json<Value> {
     let (state, status) = (admin.reader.load(), admin.reader.status());
     let age = admin.reader.feed_age_ms();
     let (sizes, store) = (state.view.revocations.sizes(), admin.reader.store_numbers().unwrap_or_default());
+    let log = admin.judge.log().counts();
     let issuers: Vec<_> = state
         .view
         .issuers
@@ -233,11 +256,18 @@ async fn state(State(admin): State<Arc<Admin>>) -> Json<Value> {
             "rules": state.view.policies.rules().len(),
             "fault": state.policy_fault.as_deref(),
         },
+        "decisions": admin.decisions(),
         "caches": {
             "verified_tokens": admin.judge.memory().verified.len(),
             "introspected": admin.judge.memory().introspected.len(),
             "dpop_proofs": admin.judge.memory().proofs.len(),
         },
+        "introspections": admin.introspections(),
+        "decision_log": {"recorded": log.recorded, "dropped": log.dropped, "unsent": log.unsent},
+        "spans": admin.judge.tracing().map(|tracing| {
+            let counts = tracing.counts();
+            json!({"exported": counts.exported, "dropped": counts.dropped, "failed": counts.failed})
+        }),
         "change_sets": {"applied": status.applied.load(Ordering::Relaxed), "refused": refused},
     }))
 }

@@ -1,32 +1,33 @@
 //! The composition root: opens, binds, wires, and returns the bound addresses.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use atm_core::binding::NonceKey;
 use atm_proto::subject::Subjects;
+use atm_telemetry::{Tracing, TracingError};
 use prometheus::Registry;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tonic_health::ServingStatus;
 
-use crate::admin::{self, Admin};
-use crate::config::{Config, Listen, OriginalRequest};
+use crate::admin::Admin;
+use crate::config::Config;
 use crate::decision_log::{self, DecisionLogSettings};
-use crate::ext_authz::{self, Judge, JudgeParts, grpc};
+use crate::ext_authz::{Judge, JudgeParts};
 use crate::feed::{self, FeedSettings};
-use crate::introspection::{IntrospectionSettings, Introspector};
+use crate::introspection::{IntrospectionSettings, Introspector, Keeper, keeping};
 use crate::lifecycle::DRAIN;
 use crate::memory::{Limits, Memory};
 use crate::metrics::{DecisionMetrics, StateCollector};
 use crate::report;
 use crate::state::{self, StateReader};
 use crate::store::{self, Store, StoreError};
+
+mod listeners;
+
+use listeners::Listeners;
 
 /// Why the sidecar does not start: one line that says what and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,9 @@ pub enum StartError {
         /// What to do.
         advice: &'static str,
     },
+    /// Traces cannot be exported.
+    #[error(transparent)]
+    Tracing(#[from] TracingError),
     /// A thread, a runtime or a file could not be made.
     #[error("{0}")]
     System(String),
@@ -89,6 +93,15 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
         Some(id) => id,
         None => new_sidecar_id(&store)?,
     };
+    let limits = Limits {
+        verified_bytes: config.verified_tokens,
+        introspected_bytes: config.introspected,
+        proofs: config.dpop.proofs,
+    };
+    let memory = Arc::new(Memory::new(limits, nonce_key(config.dpop.nonce_key_file.as_deref())?));
+    let introspected = store.introspected();
+    let restored = keeping::restore(&introspected, &loaded.state, &memory.introspected, feed::now());
+    tracing::debug!(restored, "opaque credentials are known from before this start");
     let (publisher, reader) = state::channel(loaded.state, loaded.last_fresh, feed::now());
     let settings = FeedSettings {
         realm_group: config.realm_group.clone(),
@@ -98,14 +111,18 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
         sidecar_id: sidecar_id.clone(),
         startup_wait: config.startup_wait,
     };
-    let limits = Limits {
-        verified_bytes: config.verified_tokens,
-        introspected_bytes: config.introspected,
-        proofs: config.dpop.proofs,
-    };
-    let memory = Arc::new(Memory::new(limits, nonce_key(config.dpop.nonce_key_file.as_deref())?));
     let connection = feed::connect(&settings).await?;
     let client = connection.client.clone();
+    let spans = match &config.tracing {
+        None => None,
+        Some(settings) => Some(Tracing::start(
+            settings,
+            "atm-sidecar",
+            &sidecar_id,
+            env!("CARGO_PKG_VERSION"),
+            stop.clone(),
+        )?),
+    };
     let bound = listeners.bound().map_err(system)?;
     if let Some(path) = &config.listen.address_file {
         write_addresses(path, &bound).map_err(system)?;
@@ -129,37 +146,18 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
     });
     tasks.spawn(feed::follow(connection, settings, publisher, writer, stop.clone()));
 
-    let registry = Registry::new();
-    let metrics = DecisionMetrics::register(&registry).map_err(system)?;
-    let subjects = Subjects::new(&config.realm_group).map_err(feed::FeedError::from)?;
-    let (log, logging) = decision_log::start(
-        client.clone(),
-        DecisionLogSettings {
-            permit_sample: config.decision_log.permit_sample,
-            stdout: config.decision_log.stdout,
-            subject: config.decision_log.audit.then(|| subjects.audit()),
-        },
-        stop.clone(),
-    );
-    tasks.spawn(logging);
-    let introspection = IntrospectionSettings {
-        subject: subjects.introspect(),
-        realm_group: config.realm_group.clone(),
-        sidecar_id: sidecar_id.clone(),
-        trusted: config.feed_keys.clone(),
-        timeout: config.introspection.timeout,
-        concurrency: config.introspection.concurrency,
-    };
-    let judge = Judge::new(JudgeParts {
-        reader: reader.clone(),
-        introspector: Introspector::new(client, introspection, Arc::clone(&memory), reader.clone()),
-        memory,
-        metrics,
-        log,
-        freshness: config.freshness,
-        trust_forwarded_certificate: config.trust_forwarded_certificate,
+    let (keeper, keeping) = keeping::start(introspected, stop.clone());
+    tasks.spawn(keeping);
+    let tracing = spans.map(|(tracing, exporting)| {
+        tasks.spawn(exporting);
+        tracing
     });
-    registry.register(Box::new(StateCollector::new(reader.clone(), Arc::clone(&judge)))).map_err(system)?;
+    let registry = Registry::new();
+    let parts = Checks { client, sidecar_id: &sidecar_id, reader: &reader, memory, keeper, tracing };
+    let (judge, logging) = judge(&config, parts, &registry, &stop)?;
+    tasks.spawn(logging);
+    let collector = StateCollector::new(reader.clone(), Arc::clone(&judge));
+    registry.register(Box::new(collector)).map_err(system)?;
     let admin = Admin {
         sidecar_id,
         reader: reader.clone(),
@@ -170,6 +168,62 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
     let threads =
         listeners.serve(&judge, admin, &reader, config.listen.workers, &stop, &mut tasks).map_err(system)?;
     Ok(Sidecar { bound, reader, stop, tasks, threads, store_thread })
+}
+
+/// What a judge works with that is there already.
+struct Checks<'a> {
+    client: async_nats::Client,
+    sidecar_id: &'a str,
+    reader: &'a StateReader,
+    memory: Arc<Memory>,
+    keeper: Keeper,
+    tracing: Option<Tracing>,
+}
+
+/// The judge of all listeners, and what writes its decision log.
+fn judge(
+    config: &Config,
+    parts: Checks<'_>,
+    registry: &Registry,
+    stop: &CancellationToken,
+) -> Result<(Arc<Judge>, impl Future<Output = ()> + use<>), StartError> {
+    let Checks { client, sidecar_id, reader, memory, keeper, tracing } = parts;
+    let metrics = DecisionMetrics::register(registry).map_err(system)?;
+    let subjects = Subjects::new(&config.realm_group).map_err(feed::FeedError::from)?;
+    let (log, logging) = decision_log::start(
+        client.clone(),
+        DecisionLogSettings {
+            permit_sample: config.decision_log.permit_sample,
+            stdout: config.decision_log.stdout,
+            subject: config.decision_log.audit.then(|| subjects.audit()),
+        },
+        stop.clone(),
+    );
+    let introspection = IntrospectionSettings {
+        subject: subjects.introspect(),
+        realm_group: config.realm_group.clone(),
+        sidecar_id: sidecar_id.to_owned(),
+        trusted: config.feed_keys.clone(),
+        timeout: config.introspection.timeout,
+        concurrency: config.introspection.concurrency,
+    };
+    let judge = Judge::new(JudgeParts {
+        reader: reader.clone(),
+        introspector: Introspector::new(
+            client,
+            introspection,
+            Arc::clone(&memory),
+            reader.clone(),
+            Some(keeper),
+        ),
+        memory,
+        metrics,
+        log,
+        tracing,
+        freshness: config.freshness,
+        trust_forwarded_certificate: config.trust_forwarded_certificate,
+    });
+    Ok((judge, logging))
 }
 
 impl Sidecar {
@@ -250,159 +304,6 @@ fn getrandom(bytes: &mut [u8]) -> io::Result<()> {
 
 fn system(error: impl std::fmt::Display) -> StartError {
     StartError::System(error.to_string())
-}
-
-struct Listeners {
-    grpc_unix: Option<(PathBuf, grpc::Listener)>,
-    grpc: Option<TcpListener>,
-    http: Option<TcpListener>,
-    original: OriginalRequest,
-    admin: TcpListener,
-}
-
-impl Listeners {
-    fn bind(listen: &Listen) -> Result<Self, StartError> {
-        Ok(Self {
-            admin: tcp("listen.admin", listen.admin)?,
-            grpc: listen.grpc.map(|address| tcp("listen.grpc", address)).transpose()?,
-            http: listen.http.map(|address| tcp("listen.http", address)).transpose()?,
-            original: listen.original.clone(),
-            grpc_unix: match &listen.grpc_unix {
-                Some(path) => Some((path.clone(), grpc::Listener::Unix(unix("listen.grpcUnix", path)?))),
-                None => None,
-            },
-        })
-    }
-
-    fn bound(&self) -> io::Result<Bound> {
-        Ok(Bound {
-            grpc_unix: self.grpc_unix.as_ref().map(|(path, _)| path.clone()),
-            grpc: self.grpc.as_ref().map(TcpListener::local_addr).transpose()?,
-            http: self.http.as_ref().map(TcpListener::local_addr).transpose()?,
-            admin: self.admin.local_addr()?,
-        })
-    }
-
-    fn serve(
-        self,
-        judge: &Arc<Judge>,
-        admin: Admin,
-        reader: &StateReader,
-        workers: usize,
-        stop: &CancellationToken,
-        tasks: &mut tokio::task::JoinSet<()>,
-    ) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
-        let (reporter, health) = tonic_health::server::health_reporter();
-        tasks.spawn(report_health(reporter, reader.clone(), stop.clone()));
-        tasks.spawn(http(self.admin, admin::router(admin), stop.clone())?);
-        if let Some(listener) = self.http {
-            tasks.spawn(http(
-                listener,
-                ext_authz::http::router(Arc::clone(judge), self.original),
-                stop.clone(),
-            )?);
-        }
-        let mut threads = Vec::new();
-        for listener in
-            self.grpc_unix.map(|(_, listener)| listener).into_iter().chain(self.grpc.map(grpc::Listener::Tcp))
-        {
-            threads.extend(grpc::serve(&listener, judge, &health, workers, stop)?);
-        }
-        Ok(threads)
-    }
-}
-
-fn tcp(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    let bind = || {
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    bind().map_err(|source: io::Error| StartError::Listen {
-        key,
-        address: address.to_string(),
-        source,
-        advice: "free the port or configure another one",
-    })
-}
-
-/// Binds a unix socket. One that a dead process left behind is removed; one that answers is somebody's.
-fn unix(key: &'static str, path: &Path) -> Result<UnixListener, StartError> {
-    let refuse = |source: io::Error, advice| StartError::Listen {
-        key,
-        address: path.display().to_string(),
-        source,
-        advice,
-    };
-    if let Ok(found) = std::fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            let source = io::Error::from(io::ErrorKind::AlreadyExists);
-            return Err(refuse(source, "what is there is no socket; remove it or configure another path"));
-        }
-        match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)
-                    .map_err(|source| refuse(source, "remove the socket that was left behind"))?;
-            }
-            Ok(_) => {
-                let source = io::Error::from(io::ErrorKind::AddrInUse);
-                return Err(refuse(
-                    source,
-                    "another process answers there; stop it or configure another path",
-                ));
-            }
-            Err(source) => {
-                return Err(refuse(source, "make the socket accessible to this user, or remove it"));
-            }
-        }
-    }
-    let listener = UnixListener::bind(path)
-        .map_err(|source| refuse(source, "make the directory and let this user write to it"))?;
-    listener.set_nonblocking(true).map_err(|source| refuse(source, "try again"))?;
-    Ok(listener)
-}
-
-fn http(
-    listener: TcpListener,
-    router: axum::Router,
-    stop: CancellationToken,
-) -> io::Result<impl Future<Output = ()>> {
-    use axum::serve::ListenerExt;
-    let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    Ok(async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
-        if let Err(error) = served {
-            tracing::error!(%error, "a listener ended");
-        }
-    })
-}
-
-/// Keeps grpc.health in step with readiness.
-async fn report_health(
-    reporter: tonic_health::server::HealthReporter,
-    reader: StateReader,
-    stop: CancellationToken,
-) {
-    let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
-    let mut told = None;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        let ready = reader.ready();
-        if told != Some(ready) {
-            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-            for service in ["", "envoy.service.auth.v3.Authorization"] {
-                reporter.set_service_status(service, status).await;
-            }
-            let connected = reader.status().connected.load(Ordering::Relaxed);
-            tracing::info!(ready, revision = reader.load().position.revision, connected, "readiness");
-            told = Some(ready);
-        }
-    }
 }
 
 /// Written beside and renamed: whoever waits for the file reads it whole.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use atm_core::settings::{Mistake, Section, Settings};
 use atm_proto::signature::{FeedPublicKey, TrustedFeedKeys};
 use atm_proto::subject::Subjects;
+use atm_telemetry::TracingSettings;
+use http::StatusCode;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -44,6 +46,8 @@ pub struct Config {
     pub trust_forwarded_certificate: bool,
     /// `decisionLog`.
     pub decision_log: DecisionLogConfig,
+    /// `tracing`: where spans go; none without `tracing.endpoint`.
+    pub tracing: Option<TracingSettings>,
     /// `startup.waitForFeedMs`: how long a start waits for a heartbeat before it serves what the store holds; 3 s.
     pub startup_wait: Duration,
     /// `log`.
@@ -59,14 +63,24 @@ pub struct Listen {
     pub grpc: Option<SocketAddr>,
     /// `http`: ext_authz over HTTP.
     pub http: Option<SocketAddr>,
-    /// `httpPathPrefix`, `httpTrustForwarded`: where the HTTP variant finds the request to be judged.
-    pub original: OriginalRequest,
+    /// `httpPathPrefix`, `httpTrustForwarded`, `httpUnavailableStatus`: how the HTTP variant reads and answers.
+    pub http_settings: HttpSettings,
     /// `admin`: health, readiness, metrics and state; 127.0.0.1:9193.
     pub admin: SocketAddr,
     /// `addressFile`: where the bound addresses are written as JSON.
     pub address_file: Option<PathBuf>,
     /// `workers`: threads that answer checks; one a core.
     pub workers: usize,
+}
+
+/// How the HTTP variant reads and answers.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Where the request to be judged is found.
+    pub original: OriginalRequest,
+    /// `httpUnavailableStatus`: what is answered where gRPC would answer 503. 403, because gateways take a 5xx for a failure of
+    /// the sidecar's, which they may be told to let through; or 503 for one that hands it on to its client.
+    pub unavailable: StatusCode,
 }
 
 /// Where the HTTP variant finds the request to be judged.
@@ -159,6 +173,7 @@ impl Config {
             dpop: dpop(&root.section("dpop")),
             trust_forwarded_certificate: root.section("clientCertificate").boolean("trustForwarded", false),
             decision_log: decision_log(&root.section("decisionLog")),
+            tracing: TracingSettings::read(&root.section("tracing")),
             startup_wait: Duration::from_millis(root.section("startup").number(
                 "waitForFeedMs",
                 3_000,
@@ -235,9 +250,12 @@ fn listen(section: &Section<'_>) -> Listen {
         grpc_unix: section.text("grpcUnix").map(PathBuf::from),
         grpc: address("grpc"),
         http: address("http"),
-        original: OriginalRequest {
-            path_prefix: section.text("httpPathPrefix"),
-            trust_forwarded: section.boolean("httpTrustForwarded", false),
+        http_settings: HttpSettings {
+            original: OriginalRequest {
+                path_prefix: section.text("httpPathPrefix"),
+                trust_forwarded: section.boolean("httpTrustForwarded", false),
+            },
+            unavailable: unavailable(section),
         },
         admin,
         address_file: section.text("addressFile").map(PathBuf::from),
@@ -249,7 +267,7 @@ fn listen(section: &Section<'_>) -> Listen {
             "is missing, and so are grpc and http; give at least one, or nobody can ask",
         );
     }
-    if listen.original.path_prefix.as_ref().is_some_and(|prefix| !prefix.starts_with('/')) {
+    if listen.http_settings.original.path_prefix.as_ref().is_some_and(|prefix| !prefix.starts_with('/')) {
         section.mistake("httpPathPrefix", "must begin with a slash, as in /authz");
     }
     // The kernel's limit for the path of a unix socket (sockaddr_un).
@@ -257,6 +275,15 @@ fn listen(section: &Section<'_>) -> Listen {
         section.mistake("grpcUnix", "is longer than 107 bytes, more than a unix socket's path may have");
     }
     listen
+}
+
+fn unavailable(section: &Section<'_>) -> StatusCode {
+    let status = section.parsed("httpUnavailableStatus", |text| match text {
+        "403" => Ok(StatusCode::FORBIDDEN),
+        "503" => Ok(StatusCode::SERVICE_UNAVAILABLE),
+        _ => Err("must be 403, or 503 where the gateway hands that on to its client"),
+    });
+    status.unwrap_or(StatusCode::FORBIDDEN)
 }
 
 fn introspection(section: &Section<'_>) -> Introspection {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use atm_core::decision::Decision;
+use atm_core::decision::{Decision, Denial};
 use atm_core::request::Request;
+use atm_telemetry::TraceParent;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +43,29 @@ struct Shared {
     permits: AtomicU64,
     recorded: AtomicU64,
     dropped: AtomicU64,
+    unsent: Arc<AtomicU64>,
+}
+
+/// Records since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogCounts {
+    /// Taken.
+    pub recorded: u64,
+    /// Dropped, because the queue was full.
+    pub dropped: u64,
+    /// Taken, and not sent to the audit subject, because NATS was away.
+    pub unsent: u64,
+}
+
+/// What a decision was made by, beside the request.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DecidedBy {
+    /// The revision in force.
+    pub revision: u64,
+    /// The version of the policies in force.
+    pub policy_version: u64,
+    /// The decision's own span, if it has one.
+    pub trace: Option<TraceParent>,
 }
 
 /// A log, and what writes it; the latter ends when `stop` is cancelled and the queue is empty.
@@ -51,20 +75,23 @@ pub fn start(
     stop: CancellationToken,
 ) -> (DecisionLog, impl Future<Output = ()>) {
     let (sender, receiver) = mpsc::channel(QUEUE);
+    let unsent = Arc::new(AtomicU64::new(0));
     let shared = Arc::new(Shared {
         sender,
         permits: AtomicU64::new(0),
         recorded: AtomicU64::new(0),
         dropped: AtomicU64::new(0),
+        unsent: Arc::clone(&unsent),
         settings: settings.clone(),
     });
-    (DecisionLog(shared), write(receiver, client, settings, stop))
+    (DecisionLog(shared), write(receiver, client, settings, unsent, stop))
 }
 
 async fn write(
     mut records: mpsc::Receiver<Value>,
     client: async_nats::Client,
     settings: DecisionLogSettings,
+    unsent: Arc<AtomicU64>,
     stop: CancellationToken,
 ) {
     let mut batch = Vec::with_capacity(256);
@@ -77,11 +104,11 @@ async fn write(
         let mut lines = Vec::new();
         for record in batch.drain(..) {
             let line = record.to_string();
-            if let Some(subject) = &settings.subject
-                && client.connection_state() == async_nats::connection::State::Connected
-            {
-                // The client's own queue is bounded; a record that is lost on the way is no reason to wait.
-                let _ = client.publish(subject.clone(), line.clone().into()).await;
+            if let Some(subject) = &settings.subject {
+                // What the client queues while it is away would come late or not at all; it is on standard output.
+                let connected = client.connection_state() == async_nats::connection::State::Connected;
+                let sent = connected && client.publish(subject.clone(), line.clone().into()).await.is_ok();
+                unsent.fetch_add(u64::from(!sent), Ordering::Relaxed);
             }
             lines.extend_from_slice(line.as_bytes());
             lines.push(b'\n');
@@ -95,59 +122,75 @@ async fn write(
 
 impl DecisionLog {
     /// Records a decision: every denial, and of the permits one in so many.
-    pub fn record(&self, request: &Request<'_>, decision: &Decision, took: Duration) {
+    pub fn record(&self, request: &Request<'_>, decision: &Decision, took: Duration, by: DecidedBy) {
         if matches!(decision, Decision::Permit(_)) {
             let sample = self.0.settings.permit_sample;
             if sample == 0 || !self.0.permits.fetch_add(1, Ordering::Relaxed).is_multiple_of(sample) {
                 return;
             }
         }
-        if self.is_off() {
-            return;
-        }
-        let mut record = describe(request, decision);
-        record.insert("event".into(), "decision".into());
-        record.insert("duration_us".into(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX).into());
-        self.send(record);
+        self.send(|| {
+            let mut record = describe(request, decision, by);
+            record.insert("event".into(), "decision".into());
+            record.insert("duration_us".into(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX).into());
+            record
+        });
     }
 
     /// Records that a shadow policy would have decided otherwise.
-    pub fn record_shadow(&self, request: &Request<'_>, decision: &Decision, shadow: &Decision) {
-        if self.is_off() {
+    pub fn record_shadow(
+        &self,
+        request: &Request<'_>,
+        decision: &Decision,
+        shadow: &Decision,
+        by: DecidedBy,
+    ) {
+        self.send(|| {
+            let mut record = describe(request, shadow, by);
+            record.insert("event".into(), "shadow".into());
+            record.insert("enforced_reason".into(), decision.as_str().into());
+            record
+        });
+    }
+
+    /// Makes the record only where there is room for it: a flood of refusals must cost little.
+    fn send(&self, make: impl FnOnce() -> Map<String, Value>) {
+        if !self.0.settings.stdout && self.0.settings.subject.is_none() {
             return;
         }
-        let mut record = describe(request, shadow);
-        record.insert("event".into(), "shadow".into());
-        record.insert("enforced_reason".into(), decision.as_str().into());
-        self.send(record);
-    }
-
-    fn is_off(&self) -> bool {
-        !self.0.settings.stdout && self.0.settings.subject.is_none()
-    }
-
-    fn send(&self, record: Map<String, Value>) {
-        let counter = match self.0.sender.try_send(Value::Object(record)) {
-            Ok(()) => &self.0.recorded,
+        let counter = match self.0.sender.try_reserve() {
+            Ok(room) => {
+                room.send(Value::Object(make()));
+                &self.0.recorded
+            }
             Err(_) => &self.0.dropped,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Records taken, and records dropped because the queue was full.
-    pub fn recorded_and_dropped(&self) -> (u64, u64) {
-        (self.0.recorded.load(Ordering::Relaxed), self.0.dropped.load(Ordering::Relaxed))
+    /// What came of records.
+    pub fn counts(&self) -> LogCounts {
+        LogCounts {
+            recorded: self.0.recorded.load(Ordering::Relaxed),
+            dropped: self.0.dropped.load(Ordering::Relaxed),
+            unsent: self.0.unsent.load(Ordering::Relaxed),
+        }
     }
 }
 
 /// What a record says: enough to decide the request again by its rule and scopes, nothing that could be used as a credential.
-fn describe(request: &Request<'_>, decision: &Decision) -> Map<String, Value> {
+fn describe(request: &Request<'_>, decision: &Decision, by: DecidedBy) -> Map<String, Value> {
     let path = request.target.split_once('?').map_or(request.target, |(path, _)| path);
     let mut record = Map::new();
     let mut add = |name: &str, value: Value| record.insert(name.to_owned(), value);
     add("time_ms", crate::feed::now().0.into());
     add("outcome", if matches!(decision, Decision::Permit(_)) { "permit" } else { "deny" }.into());
     add("reason", decision.as_str().into());
+    add("revision", by.revision.into());
+    add("policy_version", by.policy_version.into());
+    if let Decision::Denial(Denial { detail: Some(detail), .. }) = decision {
+        add("detail", bounded(detail));
+    }
     add("method", bounded(request.method));
     add("host", bounded(request.host));
     add("path", bounded(path));
@@ -180,8 +223,8 @@ fn describe(request: &Request<'_>, decision: &Decision) -> Map<String, Value> {
             }),
         );
     }
-    if let Some(traceparent) = traceparent(request) {
-        add("trace_id", traceparent[3..35].into());
+    if let Some(trace) = by.trace.or_else(|| traceparent(request)) {
+        add("trace_id", trace.trace_id().to_string().into());
     }
     record
 }

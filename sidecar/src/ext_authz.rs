@@ -3,15 +3,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use atm_core::decision::{self, Decision, Denial, Now, Step, Verdict, decide, decide_shadow, decide_traced};
+use atm_core::decision::{
+    self, CredentialDigest, Decision, Denial, Known, Now, Step, Verdict, decide, decide_shadow, decide_traced,
+};
 use atm_core::freshness::Freshness;
 use atm_core::reason::Reason;
 use atm_core::request::Request;
+use atm_telemetry::{ActiveSpan, Kind, TraceParent, Tracing};
 
 use crate::config::FreshnessSettings;
-use crate::decision_log::DecisionLog;
+use crate::decision_log::{DecidedBy, DecisionLog};
 use crate::introspection::Introspector;
 use crate::memory::{Answered, Memory};
 use crate::metrics::DecisionMetrics;
@@ -20,8 +23,6 @@ use crate::state::StateReader;
 pub mod grpc;
 pub mod http;
 mod identity;
-mod protobuf;
-mod request;
 mod response;
 
 /// Judges requests from the newest published state. Shared by all listeners and threads.
@@ -32,6 +33,7 @@ pub struct Judge {
     introspector: Introspector,
     metrics: DecisionMetrics,
     log: DecisionLog,
+    tracing: Option<Tracing>,
     freshness: FreshnessSettings,
     /// Whether the header `x-forwarded-client-cert` is believed.
     trust_forwarded_certificate: bool,
@@ -50,6 +52,8 @@ pub struct JudgeParts {
     pub metrics: DecisionMetrics,
     /// What it writes down.
     pub log: DecisionLog,
+    /// Where its spans go, if anywhere.
+    pub tracing: Option<Tracing>,
     /// When knowledge is called old.
     pub freshness: FreshnessSettings,
     /// Whether the header `x-forwarded-client-cert` is believed.
@@ -59,14 +63,36 @@ pub struct JudgeParts {
 impl Judge {
     /// A judge.
     pub fn new(parts: JudgeParts) -> Arc<Self> {
-        let JudgeParts { reader, memory, introspector, metrics, log, freshness, trust_forwarded_certificate } =
-            parts;
-        Arc::new(Self { reader, memory, introspector, metrics, log, freshness, trust_forwarded_certificate })
+        let JudgeParts {
+            reader,
+            memory,
+            introspector,
+            metrics,
+            log,
+            tracing,
+            freshness,
+            trust_forwarded_certificate,
+        } = parts;
+        Arc::new(Self {
+            reader,
+            memory,
+            introspector,
+            metrics,
+            log,
+            tracing,
+            freshness,
+            trust_forwarded_certificate,
+        })
     }
 
     /// What is remembered, for metrics.
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// What is counted of decisions, for `/state`.
+    pub fn metrics(&self) -> &DecisionMetrics {
+        &self.metrics
     }
 
     /// Who asks about opaque credentials, for metrics.
@@ -79,6 +105,11 @@ impl Judge {
         &self.log
     }
 
+    /// Where spans go, for metrics.
+    pub fn tracing(&self) -> Option<&Tracing> {
+        self.tracing.as_ref()
+    }
+
     pub(crate) fn trusts_forwarded_certificate(&self) -> bool {
         self.trust_forwarded_certificate
     }
@@ -86,11 +117,15 @@ impl Judge {
     /// The decision on `request`. Always one: a fault of ours ends as a refusal with 503, never as an allow.
     pub async fn judge(&self, request: &Request<'_>) -> Decision {
         let begun = Instant::now();
+        let mut span = self
+            .tracing
+            .as_ref()
+            .and_then(|tracing| tracing.begin("atm.check", Kind::Server, traceparent(request)));
         let decision = if self.reader.ready() {
             match self.verdict(&*self.memory, request) {
                 Verdict::Decided(decision) => decision,
                 Verdict::Introspect(digest) => {
-                    let answer = self.introspector.ask(digest, traceparent(request)).await;
+                    let answer = self.ask(digest, request, span.as_ref()).await;
                     let answered = Answered { memory: &self.memory, digest, answer };
                     // An answer that is out of date already was overtaken by a change; the next request asks anew.
                     self.verdict(&answered, request).or(Reason::IntrospectionUnavailable)
@@ -99,10 +134,46 @@ impl Judge {
         } else {
             Decision::Denial(Denial::new(Reason::NotReady))
         };
-        self.metrics.observe(&decision, begun.elapsed());
-        self.compare_shadow(request, &decision);
-        self.log.record(request, &decision, begun.elapsed());
+        let took = begun.elapsed();
+        self.metrics.observe(&decision, took);
+        let by = self.decided_by(span.as_ref());
+        self.compare_shadow(request, &decision, by);
+        self.log.record(request, &decision, took, by);
+        if let Some(span) = &mut span {
+            describe(span, &decision);
+        }
         decision
+    }
+
+    /// Asks about an opaque credential; a trace that is recorded goes on at the control plane.
+    async fn ask(&self, digest: CredentialDigest, request: &Request<'_>, span: Option<&ActiveSpan>) -> Known {
+        let mut asking = span.and_then(|span| span.child("atm.introspection", Kind::Client));
+        let parent = asking.as_ref().map(ActiveSpan::traceparent).or_else(|| traceparent(request));
+        let begun = Instant::now();
+        let known = self.introspector.ask(digest, parent).await;
+        self.metrics.observe_introspection(begun.elapsed());
+        if let Some(asking) = &mut asking {
+            let outcome = match &known {
+                Known::Active(..) => "active",
+                Known::Inactive => "inactive",
+                Known::Failed(reason) => {
+                    asking.fault(reason.description());
+                    reason.as_str()
+                }
+                Known::Unknown => "unknown",
+            };
+            asking.set("atm.introspection.outcome", outcome);
+        }
+        known
+    }
+
+    fn decided_by(&self, span: Option<&ActiveSpan>) -> DecidedBy {
+        let state = self.reader.borrow();
+        DecidedBy {
+            revision: state.position.revision,
+            policy_version: state.policy_version,
+            trace: span.map(ActiveSpan::traceparent),
+        }
     }
 
     fn now(&self) -> Now {
@@ -125,7 +196,7 @@ impl Judge {
     }
 
     /// Counts and samples where policies in shadow mode would have decided otherwise.
-    fn compare_shadow(&self, request: &Request<'_>, decision: &Decision) {
+    fn compare_shadow(&self, request: &Request<'_>, decision: &Decision, by: DecidedBy) {
         let state = self.reader.borrow();
         if !state.view.policies.has_shadow() {
             return;
@@ -135,7 +206,7 @@ impl Judge {
         if let Ok(Some(shadow)) = shadow {
             let differs = self.metrics.observe_shadow(decision, &shadow);
             if differs {
-                self.log.record_shadow(request, decision, &shadow);
+                self.log.record_shadow(request, decision, &shadow, by);
             }
         }
     }
@@ -151,7 +222,8 @@ impl Judge {
     /// The decision on what could not even be read as a request.
     pub fn unreadable(&self) -> Decision {
         let decision = Decision::Denial(Denial::new(Reason::MalformedRequest));
-        self.metrics.observe(&decision, std::time::Duration::ZERO);
+        self.metrics.observe(&decision, Duration::ZERO);
+        self.log.record(&Request::default(), &decision, Duration::ZERO, self.decided_by(None));
         decision
     }
 }
@@ -181,12 +253,26 @@ impl decision::Memory for Unnoted<'_> {
     }
 }
 
-/// The caller's trace context (W3C Trace Context §3.2), if it is well formed.
-pub(crate) fn traceparent<'r>(request: &Request<'r>) -> Option<&'r str> {
-    let value = std::str::from_utf8(request.header_values("traceparent").next()?).ok()?;
-    let shape = |(at, byte): (usize, u8)| match at {
-        2 | 35 | 52 => byte == b'-',
-        _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
-    };
-    (value.len() == 55 && value.bytes().enumerate().all(shape)).then_some(value)
+/// What a span says of a decision.
+fn describe(span: &mut ActiveSpan, decision: &Decision) {
+    span.set("atm.reason", decision.as_str());
+    if let Some(rule) = decision.rule() {
+        span.set("atm.policy", rule.policy.to_string());
+        span.set("atm.rule", rule.name.to_string());
+    }
+    match decision {
+        Decision::Permit(permit) => span.set("atm.freshness", permit.freshness.as_str()),
+        // A refusal is no fault; that nothing could be decided is.
+        Decision::Denial(denial) if denial.reason.status() == 503 => {
+            span.fault(denial.reason.description());
+        }
+        Decision::Denial(_) => {}
+    }
+}
+
+/// The caller's trace context, if it is well formed and there is one only.
+pub(crate) fn traceparent(request: &Request<'_>) -> Option<TraceParent> {
+    let mut values = request.header_values("traceparent");
+    let value = std::str::from_utf8(values.next()?).ok()?;
+    values.next().is_none().then(|| TraceParent::parse(value)).flatten()
 }

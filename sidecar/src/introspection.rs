@@ -13,10 +13,15 @@ use atm_core::time::UnixMillis;
 use atm_core::token::AuthenticToken;
 use atm_proto::introspection::{IntrospectionReply, IntrospectionRequest};
 use atm_proto::signature::{Domain, TrustedFeedKeys};
+use atm_telemetry::TraceParent;
 use tokio::sync::watch;
 
 use crate::memory::{Introspected, Memory};
 use crate::state::StateReader;
+use crate::store::Kept;
+pub use keeping::Keeper;
+
+pub mod keeping;
 
 /// Header of a reply that holds no answer; its value says why.
 const ERROR_HEADER: &str = "Atm-Error";
@@ -93,6 +98,7 @@ struct Shared {
     settings: IntrospectionSettings,
     memory: Arc<Memory>,
     reader: StateReader,
+    keeper: Option<Keeper>,
     /// Questions under way, so that one credential is asked about once however many requests carry it.
     under_way: Mutex<HashMap<CredentialDigest, Answer>>,
     outcomes: [AtomicU64; Outcome::ALL.len()],
@@ -101,18 +107,20 @@ struct Shared {
 }
 
 impl Introspector {
-    /// Asks over `client`, from the runtime that this is called in.
+    /// Asks over `client`, from the runtime that this is called in. Without a keeper a restart asks anew.
     pub fn new(
         client: async_nats::Client,
         settings: IntrospectionSettings,
         memory: Arc<Memory>,
         reader: StateReader,
+        keeper: Option<Keeper>,
     ) -> Self {
         Self(Arc::new(Shared {
             client,
             settings,
             memory,
             reader,
+            keeper,
             under_way: Mutex::default(),
             outcomes: Default::default(),
             runtime: tokio::runtime::Handle::current(),
@@ -120,7 +128,7 @@ impl Introspector {
     }
 
     /// What the credential stands for. Always an answer, within the time-out: what could not be learnt is a reason.
-    pub async fn ask(&self, digest: CredentialDigest, traceparent: Option<&str>) -> Known {
+    pub async fn ask(&self, digest: CredentialDigest, traceparent: Option<TraceParent>) -> Known {
         let mut answer = match self.0.join(digest) {
             Joining::Question(answer) => answer,
             Joining::Full => {
@@ -128,9 +136,10 @@ impl Introspector {
                 return Known::Failed(Outcome::Overload.reason());
             }
             Joining::New(sender, answer) => {
-                let (shared, traceparent) = (Arc::clone(&self.0), traceparent.unwrap_or_default().to_owned());
+                let (shared, traceparent) =
+                    (Arc::clone(&self.0), traceparent.map(|parent| parent.to_string()));
                 self.0.runtime.spawn(async move {
-                    let known = shared.question(digest, traceparent).await;
+                    let known = shared.question(digest, traceparent.unwrap_or_default()).await;
                     shared.under_way().remove(&digest);
                     sender.send_replace(Some(known));
                 });
@@ -140,6 +149,21 @@ impl Introspector {
         let answered = answer.wait_for(Option::is_some).await.ok().and_then(|known| known.clone());
         // The question's task ended without an answer: the runtime is shutting down.
         answered.unwrap_or(Known::Failed(Reason::IntrospectionUnavailable))
+    }
+
+    /// Answers that are kept for the next start.
+    pub fn kept(&self) -> u64 {
+        self.0.keeper.as_ref().map_or(0, Keeper::kept)
+    }
+
+    /// Answers that were not kept for the next start, because the disk did not keep up.
+    pub fn unkept(&self) -> u64 {
+        self.0.keeper.as_ref().map_or(0, Keeper::dropped)
+    }
+
+    /// Questions under way.
+    pub fn under_way(&self) -> usize {
+        self.0.under_way().len()
     }
 
     /// Questions that came to this.
@@ -239,13 +263,13 @@ impl Shared {
     /// Types what was answered, and keeps it for as long as it may be kept.
     fn believe(&self, digest: CredentialDigest, reply: IntrospectionReply) -> (Outcome, Known) {
         let now = crate::feed::now();
-        let bytes = reply
+        let text = reply.claims.as_ref().and_then(|claims| serde_json::to_string(claims).ok());
+        let text = text.unwrap_or_default();
+        let state = self.reader.load();
+        let token = reply
             .claims
-            .as_ref()
-            .map_or(0, |claims| serde_json::to_string(claims).map_or(0, |text| text.len()));
-        let issuers = &self.reader.borrow().view.issuers;
-        let token =
-            reply.claims.map(|claims| AuthenticToken::introspected(claims, issuers, reply.time)).transpose();
+            .map(|claims| AuthenticToken::introspected(claims, &state.view.issuers, reply.time))
+            .transpose();
         let Ok(token) = token else {
             return (
                 self.refused("names an issuer or claims that are not accepted"),
@@ -254,8 +278,15 @@ impl Shared {
         };
         let token = token.map(Arc::new);
         let until = UnixMillis(now.0.saturating_add(i64::from(reply.cache_seconds) * 1_000));
-        let entry = Introspected { token: token.clone(), received: now, until, bytes };
+        let entry = Introspected { token: token.clone(), received: now, until, bytes: text.len() };
+        // A flood of credentials that are not active must not become a flood of writes: such an answer is kept only where it
+        // takes the place of another one.
+        let worth_keeping = token.is_some() || self.memory.introspected.holds_active(&digest);
         self.memory.introspected.insert(digest, entry);
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| worth_keeping) {
+            let epoch = state.position.epoch;
+            keeper.keep(Kept { digest, epoch, received: now, until, learnt_at: reply.time, claims: text });
+        }
         match token {
             Some(token) => (Outcome::Active, Known::Active(token, now)),
             None => (Outcome::Inactive, Known::Inactive),

@@ -8,10 +8,12 @@ use atm_core::decision::{self, CredentialDigest, Known, ProofUse};
 use atm_core::time::UnixMillis;
 use atm_core::token::AuthenticToken;
 
+mod counts;
 mod introspected;
 mod proofs;
 mod verified;
 
+pub use counts::CacheCounts;
 pub use introspected::{Introspected, IntrospectionCache};
 pub use proofs::UsedProofs;
 pub use verified::VerifiedTokenCache;

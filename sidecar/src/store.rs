@@ -20,6 +20,7 @@ use confirmed::{ConfirmedByDisk, Counts};
 use keys::Generation;
 
 mod confirmed;
+mod introspected;
 mod keys;
 mod load;
 mod numbers;
@@ -30,6 +31,7 @@ mod snapshot;
 mod staging;
 mod writer;
 
+pub use introspected::{IntrospectedStore, Kept};
 pub use numbers::{StoreGauge, StoreNumbers};
 pub use settler::{IndexSettlement, Settlement};
 pub use snapshot::{InstallError, PreparedSnapshot, Snapshot};
@@ -48,7 +50,7 @@ const WATERMARKS: &str = "watermarks";
 const ISSUERS: &str = "issuers";
 /// Single values by name.
 const META: &str = "meta";
-const FAMILIES: [&str; 6] = [REVOKED, RECENT, FILTERS, WATERMARKS, ISSUERS, META];
+const FAMILIES: [&str; 7] = [REVOKED, RECENT, FILTERS, WATERMARKS, ISSUERS, META, introspected::FAMILY];
 
 const POSITION: &[u8] = b"position";
 const POLICIES: &[u8] = b"policies";
@@ -108,11 +110,16 @@ impl Store {
     /// Opens or makes the database at `path`, with a block cache of `block_cache` bytes.
     pub fn open(path: &Path, block_cache: usize) -> Result<Self, StoreError> {
         let cache = Cache::new_lru_cache(block_cache);
-        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(name, &cache)));
+        let families = FAMILIES.map(|name| {
+            let options = family_options(name, &cache);
+            let options = if name == introspected::FAMILY { introspected::options(options) } else { options };
+            ColumnFamilyDescriptor::new(name, options)
+        });
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
-        options.set_max_open_files(256);
+        // FIFO compaction asks for it. Files are few: some hundred at the largest sizes that are meant.
+        options.set_max_open_files(-1);
         options.set_keep_log_file_num(4);
         options.set_max_total_wal_size(64 << 20);
         options.set_db_write_buffer_size(MEMTABLE_BYTES);
@@ -123,6 +130,11 @@ impl Store {
         let store = Self { db, path: path.to_owned(), confirmed: RwLock::new(Arc::new(confirmed)), gauge };
         store.begin_generation(Arc::new(store.confirming(store.saved_generation()?)));
         Ok(store)
+    }
+
+    /// What opaque credentials stand for.
+    pub fn introspected(&self) -> IntrospectedStore {
+        IntrospectedStore { db: Arc::clone(&self.db), path: self.path.clone() }
     }
 
     /// Opens the database; one that is corrupt is moved aside, to be examined, and an empty one is begun. Says where it was

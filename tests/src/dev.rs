@@ -23,12 +23,17 @@ pub struct DevStack {
 impl DevStack {
     /// Starts the stack; panics with what `atmctl` printed when it does not come up.
     pub async fn up() -> Self {
+        Self::up_with(&[]).await
+    }
+
+    /// As [`Self::up`], with variables that override keys of all programs' configurations.
+    pub async fn up_with(environment: &[(&str, &str)]) -> Self {
         let directory = TempDir::new().expect("temporary directory");
         let tools = programs::tools_dir().display().to_string();
         let output = process::run_with(
             &programs::ours("atmctl"),
             &["dev", "up", "--dir", directory.path().to_str().expect("UTF-8 path")],
-            &[("ATM_TOOLS_DIR", &tools)],
+            &[&[("ATM_TOOLS_DIR", tools.as_str())], environment].concat(),
             Duration::from_secs(90),
         )
         .await;

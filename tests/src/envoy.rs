@@ -11,7 +11,7 @@ use crate::{http, programs, wait};
 /// An Envoy on a free port.
 #[derive(Debug)]
 pub struct Envoy {
-    _process: Process,
+    process: Process,
     _directory: TempDir,
     address: String,
 }
@@ -26,6 +26,11 @@ impl Envoy {
     /// Starts it with the configuration that we ship (`examples/envoy/envoy.yaml`).
     pub async fn start_shipped(upstream: &str, socket: &Path) -> Self {
         Self::start_with("envoy.yaml", &shipped_config(upstream, socket)).await
+    }
+
+    /// Starts it with a configuration of the suite's own, made from [`config`].
+    pub async fn start_config(config: &Value) -> Self {
+        Self::start_with("envoy.json", &config.to_string()).await
     }
 
     async fn start_with(name: &str, config: &str) -> Self {
@@ -45,7 +50,12 @@ impl Envoy {
         })
         .await;
         let address = wait::until("Envoy to listen", wait::USUAL, || listener_address(&admin)).await;
-        Self { _process: process, _directory: directory, address }
+        Self { process, _directory: directory, address }
+    }
+
+    /// The operating system's process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// `host:port` of its listener.
@@ -87,7 +97,40 @@ pub fn shipped_config(upstream: &str, socket: &Path) -> String {
     filled
 }
 
-fn config(upstream: &str, socket: &Path) -> Value {
+/// The filter's settings in a configuration of [`config`].
+pub fn ext_authz(config: &mut Value) -> &mut Value {
+    &mut connection_manager_of(config)["http_filters"][0]["typed_config"]
+}
+
+/// The connection manager's settings in a configuration of [`config`].
+pub fn connection_manager_of(config: &mut Value) -> &mut Value {
+    &mut listener_of(config)["filter_chains"][0]["filters"][0]["typed_config"]
+}
+
+/// The listener in a configuration of [`config`].
+pub fn listener_of(config: &mut Value) -> &mut Value {
+    &mut config["static_resources"]["listeners"][0]
+}
+
+/// Lets the filter of a configuration of [`config`] ask over HTTP at `address` (`host:port`) instead of gRPC, as
+/// `examples/envoy/http.yaml` does.
+pub fn ask_over_http(config: &mut Value, address: &str) {
+    let (host, port) = address.split_once(':').expect("host:port");
+    let file = programs::workspace().join("examples/envoy/http.yaml");
+    let text = std::fs::read_to_string(file).expect("examples/envoy/http.yaml");
+    let filled = [("${SIDECAR_HTTP}", address), ("${SIDECAR_HOST}", host), ("${SIDECAR_PORT}", port)]
+        .iter()
+        .fold(text, |text, (name, value)| text.replace(name, value));
+    let mut example: Value = serde_norway::from_str(&filled).expect("YAML");
+    *ext_authz(config) = example["http_filters"][0]["typed_config"].take();
+    // Generous: the suites run debug builds on a loaded machine.
+    ext_authz(config)["http_service"]["server_uri"]["timeout"] = json!("5s");
+    let clusters = config["static_resources"]["clusters"].as_array_mut().expect("clusters");
+    clusters.push(example["clusters"][0].take());
+}
+
+/// The configuration that [`Envoy::start`] uses, for suites that change parts of it.
+pub fn config(upstream: &str, socket: &Path) -> Value {
     let (host, port) = upstream.split_once(':').expect("host:port");
     let upstream_address =
         json!({ "socket_address": { "address": host, "port_value": port.parse::<u16>().expect("a port") } });

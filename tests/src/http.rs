@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const BOUND: Duration = Duration::from_secs(30);
@@ -44,9 +44,17 @@ impl Answer {
 
 /// Sends `request` as it is and reads the answer to its end; the request should say `connection: close`.
 pub async fn exchange(address: &str, request: &[u8]) -> io::Result<Answer> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    exchange_over(stream, request).await
+}
+
+/// As [`exchange`], over a connection that is there, such as one with TLS.
+pub async fn exchange_over(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &[u8],
+) -> io::Result<Answer> {
     tokio::time::timeout(BOUND, async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
         // A server that answers early (431, 400) may close while we still write.
         let _ = stream.write_all(request).await;
         read_answer(&mut stream, request.starts_with(b"HEAD ")).await
@@ -87,7 +95,7 @@ pub fn authority(url: &str) -> &str {
     url.trim_start_matches("http://").split('/').next().unwrap_or_default()
 }
 
-async fn read_answer(stream: &mut TcpStream, no_body: bool) -> io::Result<Answer> {
+async fn read_answer(stream: &mut (impl AsyncRead + Unpin), no_body: bool) -> io::Result<Answer> {
     let mut buffer = Vec::new();
     let head_end = loop {
         if let Some(at) = find(&buffer, b"\r\n\r\n") {
@@ -121,7 +129,7 @@ async fn read_answer(stream: &mut TcpStream, no_body: bool) -> io::Result<Answer
     Ok(answer)
 }
 
-async fn fill(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<usize> {
+async fn fill(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<usize> {
     let mut chunk = [0; 16 * 1024];
     let read = stream.read(&mut chunk).await?;
     buffer.extend_from_slice(&chunk[..read]);

@@ -8,12 +8,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
 
 pub mod authz;
+pub mod collector;
 pub mod control_plane;
 pub mod dev;
 pub mod envoy;
 pub mod feed;
 pub mod http;
 pub mod nats;
+pub mod nginx;
 pub mod process;
 pub mod programs;
 pub mod sidecar;

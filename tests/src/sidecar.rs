@@ -37,6 +37,20 @@ impl Sidecar {
         sidecar
     }
 
+    /// Sets a key of its configuration, by its path, as in `listen.workers`; in force from the next start on.
+    pub fn set(&self, path: &str, value: Value) {
+        let text = std::fs::read_to_string(self.config_file()).expect("it is configured");
+        let mut config: Value = serde_json::from_str(&text).expect("JSON");
+        let key = format!("/{}", path.replace('.', "/"));
+        if let Some(found) = config.pointer_mut(&key) {
+            *found = value;
+        } else {
+            let (section, key) = key.rsplit_once('/').expect("a path");
+            config.pointer_mut(section).expect("its section is there")[key] = value;
+        }
+        std::fs::write(self.config_file(), config.to_string()).expect("configuration is written");
+    }
+
     /// Starts it and waits until it listens.
     pub async fn start(&mut self) {
         let bound = self.directory.path().join("bound.json");
@@ -151,6 +165,11 @@ impl Sidecar {
         metric(&self.admin("/metrics").await.expect("admin answers").text(), series)
     }
 
+    /// As [`Self::metric`], for what is a count.
+    pub async fn count(&self, series: &str) -> u64 {
+        count(&self.admin("/metrics").await.expect("admin answers").text(), series)
+    }
+
     /// Waits until the metric is at least `least`.
     pub async fn until_metric(&self, series: &str, least: f64) {
         wait::until(&format!("{series} >= {least}"), Duration::from_secs(10), || async {
@@ -166,6 +185,13 @@ pub fn metric(text: &str, series: &str) -> f64 {
     text.lines()
         .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.trim().parse::<f64>().ok())
         .unwrap_or_default()
+}
+
+/// As [`metric`], for what is a count.
+pub fn count(text: &str, series: &str) -> u64 {
+    let found =
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.trim().parse().ok());
+    found.unwrap_or_default()
 }
 
 /// A complete configuration in `directory`, every port free; JSON is YAML.

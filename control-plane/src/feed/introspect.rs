@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, HeaderMap, Message};
 use atm_proto::introspection::IntrospectionRequest;
 use atm_proto::signature::Domain;
+use atm_telemetry::{Kind, TraceParent, Tracing};
 use futures::StreamExt;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
@@ -24,7 +25,7 @@ const ERROR_HEADER: &str = "Atm-Error";
 
 impl FeedHandle {
     /// Answers questions from `api_keys` for as long as it is polled.
-    pub async fn answer_introspection(self, api_keys: ApiKeys) {
+    pub async fn answer_introspection(self, api_keys: ApiKeys, tracing: Option<Tracing>) {
         let (client, slots) = (self.1.clone(), Arc::new(Semaphore::new(CONCURRENCY)));
         loop {
             match client.queue_subscribe(self.0.subjects.introspect(), QUEUE.to_owned()).await {
@@ -35,9 +36,9 @@ impl FeedHandle {
                             refuse(&client, to, "busy").await;
                             continue;
                         };
-                        let (feed, api_keys) = (self.clone(), api_keys.clone());
+                        let (feed, api_keys, tracing) = (self.clone(), api_keys.clone(), tracing.clone());
                         tokio::spawn(async move {
-                            feed.answer(&api_keys, &request, to).await;
+                            feed.answer(&api_keys, &request, to, tracing.as_ref()).await;
                             drop(slot);
                         });
                     }
@@ -50,22 +51,37 @@ impl FeedHandle {
         }
     }
 
-    async fn answer(&self, api_keys: &ApiKeys, request: &Message, to: async_nats::Subject) {
+    async fn answer(
+        &self,
+        api_keys: &ApiKeys,
+        request: &Message,
+        to: async_nats::Subject,
+        tracing: Option<&Tracing>,
+    ) {
         if request.payload.len() > MAX_REQUEST_BYTES {
             return refuse(&self.1, to, "malformed").await;
         }
         let Ok(question) = IntrospectionRequest::decode(&request.payload) else {
             return refuse(&self.1, to, "malformed").await;
         };
+        let parent = TraceParent::parse(&question.traceparent);
+        let mut span = tracing.and_then(|tracing| tracing.begin("atm.introspect", Kind::Server, parent));
         match api_keys.introspect(&question, self.realm_group()).await {
             Ok(reply) => {
+                if let Some(span) = &mut span {
+                    span.set("atm.introspection.active", reply.claims.is_some());
+                    span.set("atm.sidecar", question.sidecar_id);
+                }
                 let signed = self.0.signer.sign(Domain::IntrospectionReply, &reply.encode());
                 if self.1.publish(to, signed.into()).await.is_ok() {
                     count(&self.0.counters.introspection_replies);
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "a question about a credential goes unanswered");
+                if let Some(span) = &mut span {
+                    span.fault("the store did not answer");
+                }
+                ::tracing::error!(%error, "a question about a credential goes unanswered");
                 refuse(&self.1, to, "unavailable").await;
             }
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atm_core::request::Request;
+use atm_proto::check::Received;
 use bytes::{BufMut, Bytes, BytesMut};
 use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
 use http_body_util::BodyExt;
@@ -27,7 +28,6 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::Service;
 
 use super::Judge;
-use super::request::Received;
 use super::response::check_response;
 use reply::Reply;
 

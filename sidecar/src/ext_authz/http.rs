@@ -2,7 +2,8 @@
 //! goes to the client. Envoy asks with the original request's own method, path and headers; other gateways ask with a
 //! request of their own that tells them in headers.
 //!
-//! Envoy takes a 5xx answer here for a failure of ours, which `failure_mode_allow` lets through; over gRPC it does not.
+//! Envoy takes a 5xx answer here for a failure of ours, which `failure_mode_allow` lets through, and nginx answers 500 to its
+//! client. So what gRPC refuses with 503 is 403 here, unless the configuration says that the gateway hands a 503 on.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use axum::http::uri::{Authority, PathAndQuery};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
 
 use super::{Judge, identity, response};
-use crate::config::OriginalRequest;
+use crate::config::{HttpSettings, OriginalRequest};
 
 #[cfg(test)]
 mod tests;
@@ -25,18 +26,19 @@ mod tests;
 const REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 
 /// The service: every path and method is a check.
-pub fn router(judge: Arc<Judge>, original: OriginalRequest) -> Router {
-    Router::new().fallback(check).with_state((judge, Arc::new(original)))
+pub fn router(judge: Arc<Judge>, settings: HttpSettings) -> Router {
+    Router::new().fallback(check).with_state((judge, Arc::new(settings)))
 }
 
 async fn check(
-    State((judge, original)): State<(Arc<Judge>, Arc<OriginalRequest>)>,
+    State((judge, settings)): State<(Arc<Judge>, Arc<HttpSettings>)>,
     parts: Parts,
 ) -> Response<Body> {
+    let original = &settings.original;
     let headers: Vec<(&str, &[u8])> =
         parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-    let Some(Line { method, host, target }) = Line::of(&parts, &original) else {
-        return answer(&Request::default(), &judge.unreadable());
+    let Some(Line { method, host, target }) = Line::of(&parts, original) else {
+        return answer(&Request::default(), &judge.unreadable(), &settings);
     };
     let forwarded = original.trust_forwarded;
     let request = Request {
@@ -55,7 +57,7 @@ async fn check(
         },
     };
     let decision = judge.judge(&request).await;
-    answer(&request, &decision)
+    answer(&request, &decision, &settings)
 }
 
 fn nearest_hop(headers: &HeaderMap) -> Option<&str> {
@@ -108,13 +110,14 @@ fn only<'a>(headers: &'a HeaderMap, names: &[&str]) -> Option<&'a str> {
     if values.any(|value| value != first) { None } else { first.to_str().ok() }
 }
 
-fn answer(request: &Request<'_>, decision: &Decision) -> Response<Body> {
+fn answer(request: &Request<'_>, decision: &Decision, settings: &HttpSettings) -> Response<Body> {
     match decision {
         Decision::Permit(permit) => permitted(request, permit),
         Decision::Denial(denial) => {
-            let mut answer = Response::new(Body::from(response::body(denial)));
-            *answer.status_mut() =
-                StatusCode::from_u16(denial.reason.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+            let status = StatusCode::from_u16(denial.reason.status()).unwrap_or(StatusCode::FORBIDDEN);
+            let status = if status.is_server_error() { settings.unavailable } else { status };
+            let mut answer = Response::new(Body::from(response::body(request, denial, status.as_u16())));
+            *answer.status_mut() = status;
             for (name, value) in response::headers(denial) {
                 insert(&mut answer, name, &value);
             }

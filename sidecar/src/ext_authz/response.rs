@@ -29,14 +29,18 @@ pub(super) fn check_response(request: &Request<'_>, decision: &Decision) -> Chec
     }
 }
 
-/// The body of a refusal: a problem document (RFC 9457) with the reason.
-pub(super) fn body(denial: &Denial) -> String {
+/// The body of a refusal that is answered with `status`: a problem document (RFC 9457) with the reason. For a gRPC caller a sentence,
+/// which Envoy makes the message of a gRPC status.
+pub(super) fn body(request: &Request<'_>, denial: &Denial, status: u16) -> String {
     let reason = denial.reason;
+    if request.header_values("content-type").any(|value| value.starts_with(b"application/grpc")) {
+        return reason.description().to_owned();
+    }
     let detail = denial.detail.as_deref().unwrap_or(reason.description());
     serde_json::json!({
         "type": "about:blank",
-        "title": title(reason.status()),
-        "status": reason.status(),
+        "title": title(status),
+        "status": status,
         "reason": reason.as_str(),
         "detail": detail,
     })
@@ -131,9 +135,7 @@ fn permitted(request: &Request<'_>, permit: &Permit) -> CheckResponse {
 
 fn denied(request: &Request<'_>, denial: &Denial) -> CheckResponse {
     let reason = denial.reason;
-    // Envoy turns the answer into gRPC's own (status in a header, HTTP 200) and the body into its message.
-    let is_grpc = request.header_values("content-type").any(|value| value.starts_with(b"application/grpc"));
-    let body = if is_grpc { reason.description().to_owned() } else { body(denial) };
+    let body = body(request, denial, reason.status());
     let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
     let mut fields = HashMap::from([("reason".to_owned(), text(reason.as_str()))]);
     if let Some(rule) = &denial.rule {

@@ -2,13 +2,14 @@
 //! credential, so that no credential lies in memory or on disk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use atm_core::decision::{CredentialDigest, Known};
 use atm_core::time::UnixMillis;
 use atm_core::token::AuthenticToken;
 use quick_cache::Weighter;
-use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::sync::Cache;
+
+use super::counts::{CacheCounts, CountEvictions, Counters};
 
 /// Bytes of an entry beside the claims, which are held typed and as JSON.
 const OVERHEAD: u64 = 768;
@@ -38,26 +39,25 @@ impl Weighter<CredentialDigest, Introspected> for ByBytes {
 /// The cache. Positive and negative answers share its bound; a flood of unknown credentials displaces what is used least.
 #[derive(Debug)]
 pub struct IntrospectionCache {
-    cache: Cache<CredentialDigest, Introspected, ByBytes, foldhash::quality::RandomState>,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    cache: Cache<CredentialDigest, Introspected, ByBytes, foldhash::quality::RandomState, CountEvictions>,
+    counters: Counters,
 }
 
 impl IntrospectionCache {
     /// A cache of about `bytes`.
     pub fn new(bytes: u64) -> Self {
         let entries = usize::try_from(bytes / 2_000).unwrap_or(usize::MAX).max(1);
+        let counters = Counters::default();
         let hasher = foldhash::quality::RandomState::default();
-        let cache = Cache::with(entries, bytes, ByBytes, hasher, DefaultLifecycle::default());
-        Self { cache, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+        let cache = Cache::with(entries, bytes, ByBytes, hasher, counters.evictions());
+        Self { cache, counters }
     }
 
     /// What is known of the credential now.
     pub fn get(&self, digest: &CredentialDigest, now: UnixMillis) -> Known {
         // A clock that was stepped back must not keep an answer for longer.
         let found = self.cache.get(digest).filter(|entry| entry.received <= now && now < entry.until);
-        let counter = if found.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
+        self.counters.looked_up(found.is_some());
         match found {
             None => Known::Unknown,
             Some(Introspected { token: None, .. }) => Known::Inactive,
@@ -65,14 +65,19 @@ impl IntrospectionCache {
         }
     }
 
+    /// Whether the credential was active by the newest answer, however long ago that came. Counts as no look-up.
+    pub fn holds_active(&self, digest: &CredentialDigest) -> bool {
+        self.cache.peek(digest).is_some_and(|entry| entry.token.is_some())
+    }
+
     /// Keeps an answer.
     pub fn insert(&self, digest: CredentialDigest, entry: Introspected) {
         self.cache.insert(digest, entry);
     }
 
-    /// Look-ups that found their credential, and those that did not.
-    pub fn hits_and_misses(&self) -> (u64, u64) {
-        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    /// Look-ups and evictions since the start.
+    pub fn counts(&self) -> CacheCounts {
+        self.counters.read()
     }
 
     /// Bytes that the entries are taken to have.

@@ -2,11 +2,12 @@
 //! revocation, binding and policy are judged again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use atm_core::token::AuthenticToken;
-use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::sync::Cache;
 use quick_cache::{Equivalent, Weighter};
+
+use super::counts::{CacheCounts, CountEvictions, Counters};
 
 /// The whole token is the key, compared in full: a hash alone would let one token answer for another.
 type Key = (u64, Box<str>);
@@ -35,30 +36,29 @@ impl Weighter<Key, Arc<AuthenticToken>> for ByBytes {
 /// The cache. Its hash is keyed at random for each process, so that nobody can choose tokens that collide.
 #[derive(Debug)]
 pub struct VerifiedTokenCache {
-    cache: Cache<Key, Arc<AuthenticToken>, ByBytes, foldhash::quality::RandomState>,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    cache: Cache<Key, Arc<AuthenticToken>, ByBytes, foldhash::quality::RandomState, CountEvictions>,
+    counters: Counters,
 }
 
 impl VerifiedTokenCache {
     /// A cache of about `bytes`; 0 keeps nothing.
     pub fn new(bytes: u64) -> Self {
         let entries = usize::try_from(bytes / 3_000).unwrap_or(usize::MAX).max(1);
+        let counters = Counters::default();
         let cache = Cache::with(
             entries,
             bytes,
             ByBytes,
             foldhash::quality::RandomState::default(),
-            DefaultLifecycle::default(),
+            counters.evictions(),
         );
-        Self { cache, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+        Self { cache, counters }
     }
 
     /// The verified form of exactly this token, if it was verified at this key generation.
     pub fn get(&self, token: &str, key_generation: u64) -> Option<Arc<AuthenticToken>> {
         let found = self.cache.get(&Borrowed(key_generation, token));
-        let counter = if found.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
+        self.counters.looked_up(found.is_some());
         found
     }
 
@@ -72,9 +72,9 @@ impl VerifiedTokenCache {
         self.cache.weight()
     }
 
-    /// Look-ups that found their token, and those that did not.
-    pub fn hits_and_misses(&self) -> (u64, u64) {
-        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    /// Look-ups and evictions since the start.
+    pub fn counts(&self) -> CacheCounts {
+        self.counters.read()
     }
 
     /// Entries now.

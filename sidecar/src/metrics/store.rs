@@ -40,6 +40,11 @@ pub(super) fn families(reader: &StateReader) -> prometheus::Result<Vec<MetricFam
         ("atm_sidecar_store_memtable_bytes", "Bytes in RocksDB's memtables.", store.memtable_bytes),
         ("atm_sidecar_store_block_cache_bytes", "Bytes in RocksDB's block cache.", store.block_cache_bytes),
         (
+            "atm_sidecar_store_block_cache_capacity_bytes",
+            "Bytes that RocksDB's block cache may have.",
+            store.block_cache_capacity_bytes,
+        ),
+        (
             "atm_sidecar_store_table_reader_bytes",
             "Bytes of RocksDB's index blocks.",
             store.table_reader_bytes,
@@ -49,6 +54,13 @@ pub(super) fn families(reader: &StateReader) -> prometheus::Result<Vec<MetricFam
             "atm_sidecar_store_pending_compaction_bytes",
             "Bytes that RocksDB has still to rewrite.",
             store.pending_compaction_bytes,
+        ),
+        ("atm_sidecar_store_running_compactions", "Compactions under way.", store.running_compactions),
+        ("atm_sidecar_store_running_flushes", "Flushes under way.", store.running_flushes),
+        (
+            "atm_sidecar_store_delayed_write_bytes_per_second",
+            "What RocksDB slows writes down to; 0 when it does not.",
+            store.delayed_write_bytes_per_second,
         ),
         (
             "atm_sidecar_store_write_stopped",

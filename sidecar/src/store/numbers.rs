@@ -23,6 +23,8 @@ pub struct StoreNumbers {
     pub memtable_bytes: u64,
     /// Bytes in its block cache.
     pub block_cache_bytes: u64,
+    /// Bytes that its block cache may have.
+    pub block_cache_capacity_bytes: u64,
     /// Bytes of index blocks outside of the block cache, estimated.
     pub table_reader_bytes: u64,
     /// Bytes of table files on disk.
@@ -31,6 +33,10 @@ pub struct StoreNumbers {
     pub pending_compaction_bytes: u64,
     /// Compactions under way.
     pub running_compactions: u64,
+    /// Memtables that are being written as table files.
+    pub running_flushes: u64,
+    /// Bytes a second that writes are slowed down to; 0 when they are not.
+    pub delayed_write_bytes_per_second: u64,
     /// Errors of its background threads; after one of these writes may be refused.
     pub background_errors: u64,
     /// Whether writes wait for compactions.
@@ -79,8 +85,16 @@ impl StoreGauge {
         numbers.disk_bytes = total(properties::TOTAL_SST_FILES_SIZE);
         numbers.pending_compaction_bytes = total(properties::ESTIMATE_PENDING_COMPACTION_BYTES);
         numbers.block_cache_bytes = self.cache.get_usage() as u64;
+        // One cache serves all families; any of them tells its bound.
+        let family = FAMILIES.iter().find_map(|name| db.cf_handle(name));
+        let capacity = family.and_then(|family| {
+            db.property_int_value_cf(family, properties::BLOCK_CACHE_CAPACITY).ok().flatten()
+        });
+        numbers.block_cache_capacity_bytes = capacity.unwrap_or_default();
         let whole = |property| db.property_int_value(property).ok().flatten().unwrap_or(0);
         numbers.running_compactions = whole(properties::NUM_RUNNING_COMPACTIONS);
+        numbers.running_flushes = whole(properties::NUM_RUNNING_FLUSHES);
+        numbers.delayed_write_bytes_per_second = whole(properties::ACTUAL_DELAYED_WRITE_RATE);
         numbers.background_errors = whole(properties::BACKGROUND_ERRORS);
         numbers.write_stopped = whole(properties::IS_WRITE_STOPPED) > 0;
         numbers

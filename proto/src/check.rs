@@ -1,15 +1,18 @@
-//! Envoy's `CheckRequest` as a core request.
+//! Envoy's `CheckRequest` (ext_authz v3) as a core request, read in place.
 
 use atm_core::request::{CertificateSource, Request};
 
-use super::protobuf::{Fields, Malformed, Value, entry, text};
+pub use protobuf::Malformed;
+use protobuf::{Fields, Value, entry, text};
+
+mod protobuf;
 
 #[cfg(test)]
 mod tests;
 
 /// What a decision needs of a `CheckRequest`, borrowed from the message as received.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Received<'a> {
+pub struct Received<'a> {
     method: &'a str,
     host: &'a str,
     target: &'a str,
@@ -23,7 +26,7 @@ pub(super) struct Received<'a> {
 impl<'a> Received<'a> {
     /// Reads an encoded `envoy.service.auth.v3.CheckRequest`. Refused: what is no such message, has no HTTP attributes, or
     /// names a header in upper case, under which no rule would find it.
-    pub(super) fn read(message: &'a [u8]) -> Result<Self, Malformed> {
+    pub fn read(message: &'a [u8]) -> Result<Self, Malformed> {
         let mut received = Self::default();
         let mut http = false;
         for field in Fields::new(message) {
@@ -140,7 +143,7 @@ impl<'a> Received<'a> {
     }
 
     /// The request, lent to a decision. Whether the header that tells of certificates is believed is the operator's to say.
-    pub(super) fn request(&self, trust_forwarded_certificate: bool) -> Request<'_> {
+    pub fn request(&self, trust_forwarded_certificate: bool) -> Request<'_> {
         Request {
             method: self.method,
             scheme: self.scheme,

@@ -1,9 +1,10 @@
 //! Reads protobuf messages in place. A check needs seven of the forty-odd fields that Envoy sends; skipping the rest and
 //! borrowing the seven costs a tenth of decoding all of them into owned strings.
 
-/// A message that does not follow the wire format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Malformed;
+/// Bytes that are no check: they do not follow protobuf's wire format, or what they say cannot be judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no well formed check of an HTTP request")]
+pub struct Malformed;
 
 /// What a field holds, as far as a check is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
