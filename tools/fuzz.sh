@@ -11,7 +11,8 @@ export CARGO_TARGET_DIR=${ATM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/atm}/fuzz-t
 failed=""
 for crate in core/fuzz proto/fuzz; do
   cd "$root/$crate"
-  cargo build --quiet --locked --release --target "$host" --bins
+  # Not --locked: these workspaces follow the dependencies of the crates that they test.
+  cargo build --quiet --release --target "$host" --bins
   for target in fuzz_targets/*.rs; do
     name=$(basename "$target" .rs)
     mkdir -p "corpus/$name" "artifacts/$name"
