@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use atm_core::reason::Reason;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ pub(crate) struct Explain {
     /// A header, as in 'x-tenant: acme'; repeat it
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE")]
     headers: Vec<String>,
-    /// The bearer token: a file, or - for standard input
+    /// The bearer token: a file, or - for standard input; for a bound one give -H 'authorization: DPoP ...' and -H 'dpop: ...'
     #[arg(long, value_name = "FILE")]
     token: Option<String>,
     /// A context extension of the route, as in policy=orders; repeat it
@@ -31,6 +32,9 @@ pub(crate) struct Explain {
     /// The client's address
     #[arg(long, value_name = "ADDRESS")]
     source: Option<String>,
+    /// The client's certificate, in PEM
+    #[arg(long, value_name = "FILE")]
+    certificate: Option<std::path::PathBuf>,
     /// The sidecar's admin listener; that of the local stack when left out
     #[arg(long, env = "ATM_SIDECAR_URL", value_name = "URL")]
     sidecar_url: Option<String>,
@@ -67,9 +71,12 @@ impl Explain {
                 .with_context(|| format!("--extension {extension}: must be name=value"))?;
             extensions.push(pair);
         }
+        let certificate = self.certificate.as_ref().map(|file| {
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+        });
         let body = json!({
             "method": self.method, "scheme": scheme, "host": host, "target": target, "headers": headers,
-            "extensions": extensions, "source_address": self.source,
+            "extensions": extensions, "source_address": self.source, "certificate": certificate.transpose()?,
         });
         let client = http_client::client(&base, connection.ca_file.as_deref())?;
         let response = client.post(url).json(&body).send().await;
@@ -104,8 +111,15 @@ fn show(answer: &Value, format: Format) -> Result<()> {
         (policy, _) if policy.is_empty() => "no rule covers it".to_owned(),
         (policy, rule) => format!("rule {rule} of policy {policy}"),
     };
-    let detail = text(&answer["detail"]);
-    let detail = if detail.is_empty() { detail } else { format!("\n{detail}") };
+    let mut detail = text(&answer["detail"]);
+    if !detail.is_empty() {
+        detail.insert(0, '\n');
+    }
+    // A sidecar of another version may know reasons that this program does not.
+    let reason = Reason::ALL.iter().find(|reason| answer["reason"] == reason.as_str());
+    if let Some(reason) = reason {
+        detail.push_str(&format!("\n{}\nWhat to do: {}", reason.meaning(), reason.advice()));
+    }
     output::print(&format!(
         "{} {} ({rule}; revision {}, policy set {}){detail}",
         text(&answer["status"]),

@@ -1,9 +1,9 @@
 //! `atmctl`: what operators and developers do with ATM, from the command line.
 //!
 //! Results go to standard output (tables, or JSON with `--output json`), everything else to standard error. Exit status 0 means
-//! that what was asked for was done or holds, 1 that it was not, 2 that the command line was wrong.
+//! that what was asked for was done or holds, 1 that it was not, 2 that the command line was wrong; `policy check`, `test`, `diff` and
+//! `replay` end with 2 too where they could find no answer.
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -22,6 +22,7 @@ mod keys;
 mod output;
 mod policy;
 mod policy_table;
+mod reason;
 mod revoke;
 mod token;
 mod token_input;
@@ -68,6 +69,8 @@ enum Command {
     Policy(policy::Command),
     /// How a sidecar would decide one request now: every step, which rule, and why
     Explain(explain::Explain),
+    /// What a refusal means, and what to do about it
+    Reason(reason::Explained),
     /// The sidecars, and the revision each enforces
     Fleet,
     /// Copy the embedded store of a control plane, while it runs
@@ -89,7 +92,7 @@ async fn main() -> ExitCode {
     match run(&connection, command).await {
         Ok(status) => status,
         // The reader of a pipe has gone (`atmctl fleet | head -1`): nobody is left to tell.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("atmctl: {error:#}");
             ExitCode::FAILURE
@@ -108,6 +111,7 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::ApiKey(command) => command.run(connection).await?,
         Command::Issuer(command) => command.run(connection).await?,
         Command::Client(command) => command.run(connection).await?,
+        Command::Reason(reason) => reason.run(connection.output)?,
         Command::Fleet => fleet::run(connection).await?,
         Command::Backup(backup) => backup.run(connection).await?,
         Command::Restore(restore) => restore.run(connection).await?,
@@ -118,10 +122,6 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]

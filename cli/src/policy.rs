@@ -1,11 +1,10 @@
 //! `atmctl policy`: what requests are let through.
 
-use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow, bail};
-use atm_core::policy::{self, PolicyError, PolicySet};
+use anyhow::{Context, Result};
+use atm_core::policy;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
@@ -13,7 +12,15 @@ use crate::admin_api::AdminApi;
 use crate::connection::Connection;
 use crate::output::{self, Format, cell, instant, number, text};
 
+mod diff;
+mod documents;
+mod replay;
 mod tuning;
+
+use documents::Documents;
+
+/// Exit status where a question could not be answered: 1 is an answer.
+const UNANSWERED: u8 = 2;
 
 /// Policies.
 #[derive(Debug, Subcommand)]
@@ -24,7 +31,7 @@ pub(crate) enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Check files here, without a control plane
+    /// Check files here, without a control plane; exit status 1 where there is a mistake
     Check {
         /// YAML files, or directories whose *.yaml files are meant
         #[arg(required = true, value_name = "FILE")]
@@ -42,7 +49,7 @@ pub(crate) enum Command {
         /// The version to bring back; the one before the current when left out
         version: Option<u64>,
     },
-    /// Judge tables of requests with expected outcomes, without a control plane
+    /// Judge tables of requests with expected outcomes, without a control plane; exit status 1 where one is not met
     Test {
         /// Tables: YAML files with `tests`
         #[arg(required = true, value_name = "TABLE")]
@@ -53,8 +60,11 @@ pub(crate) enum Command {
         /// Show every step of the tests that fail
         #[arg(long)]
         explain: bool,
+        /// Judge by the policies in shadow mode instead of those in force
+        #[arg(long)]
+        shadow: bool,
     },
-    /// What these files would change: rules added, removed and changed
+    /// What these files would change: rules added, removed and changed; exit status 1 where something would
     Diff {
         /// YAML files, or directories whose *.yaml files are meant
         #[arg(required = true, value_name = "FILE")]
@@ -63,7 +73,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         against: Vec<PathBuf>,
     },
-    /// Judge recorded decisions again by these files, and show what would change
+    /// Judge recorded decisions again by these files, and show what would change; exit status 1 where something would
     Replay {
         /// Decision logs: JSON, one record a line; - for standard input
         #[arg(required = true, value_name = "LOG")]
@@ -89,51 +99,100 @@ impl Command {
     pub(crate) async fn run(self, connection: &Connection) -> Result<ExitCode> {
         let format = connection.output;
         match self {
-            Self::Test { tables, policies, explain } => {
-                return tuning::test(&tables, &policies, explain, format);
+            // These ask a question, so that a failure must not read as an answer.
+            Self::Check { files } => Ok(answered(check(&files, format))),
+            Self::Test { tables, policies, explain, shadow } => {
+                Ok(answered(tuning::test(&tables, &policies, explain, shadow, format)))
             }
-            Self::Replay { logs, policies } => return tuning::replay(&logs, &policies, format),
-            Self::Diff { files, against } => {
-                let before = if against.is_empty() {
-                    documents_of(&connection.admin()?.get(&["policies"]).await?)
-                } else {
-                    Documents::read(&against)?.texts
-                };
-                return tuning::diff(&before, &Documents::read(&files)?, format);
-            }
+            Self::Replay { logs, policies } => Ok(answered(replay::replay(&logs, &policies, format))),
+            Self::Diff { files, against } => Ok(answered(compare(&files, &against, connection).await)),
             Self::Rollout { name, percent } => {
-                let admin = connection.admin()?;
-                let documents = documents_of(&admin.get(&["policies"]).await?);
-                let documents = tuning::with_rollout(documents, &name, percent)?;
-                let applied = admin.put(&["policies"], &json!({ "documents": documents })).await?;
-                output::show(&applied, format, &in_force(&applied))
+                rollout(&connection.admin()?, &name, percent, format).await.map(|()| ExitCode::SUCCESS)
             }
-            Self::Schema => output::print_json(&policy::json_schema()),
-            Self::Check { files } => {
-                let documents = Documents::read(&files)?;
-                let rules = documents.check()?;
-                output::show(
-                    &json!({ "documents": documents.texts.len(), "rules": rules }),
-                    format,
-                    &format!("{} documents with {rules} rules are in order", documents.texts.len()),
-                )
+            Self::Schema => output::print_json(&policy::json_schema()).map(|()| ExitCode::SUCCESS),
+            Self::Apply { files } => {
+                apply(&connection.admin()?, &files, format).await.map(|()| ExitCode::SUCCESS)
             }
-            Self::Apply { files } => apply(&connection.admin()?, &files, format).await,
-            Self::List => list(&connection.admin()?, format).await,
+            Self::List => list(&connection.admin()?, format).await.map(|()| ExitCode::SUCCESS),
             Self::Show { version } => {
                 let version = version.map(|version| version.to_string());
                 let path = std::iter::once("policies").chain(version.as_deref()).collect::<Vec<_>>();
                 let policies = connection.admin()?.get(&path).await?;
-                output::show(&policies, format, &documents_of(&policies).join("\n---\n"))
+                output::show(&policies, format, &documents_of(&policies).join("\n---\n"))?;
+                Ok(ExitCode::SUCCESS)
             }
             Self::Rollback { version } => {
                 let body = version.map_or_else(|| json!({}), |version| json!({ "version": version }));
                 let applied = connection.admin()?.post(&["policies", "rollback"], &body).await?;
-                output::show(&applied, format, &in_force(&applied))
+                show_applied(&applied, format)?;
+                Ok(ExitCode::SUCCESS)
             }
-        }?;
-        Ok(ExitCode::SUCCESS)
+        }
     }
+}
+
+/// The exit status of an answer; what kept it from being found is told, and has another one.
+fn answered(answer: Result<ExitCode>) -> ExitCode {
+    answer.unwrap_or_else(|error| {
+        if !output::is_broken_pipe(&error) {
+            eprintln!("atmctl: {error:#}");
+        }
+        ExitCode::from(UNANSWERED)
+    })
+}
+
+fn check(files: &[PathBuf], format: Format) -> Result<ExitCode> {
+    let documents = Documents::read(files)?;
+    let number = documents.texts.len();
+    match (documents.compile(), format) {
+        (Ok(set), _) => {
+            let rules = set.rules().len();
+            let words = format!(
+                "{number} document{} with {rules} rule{}: in order",
+                if number == 1 { "" } else { "s" },
+                if rules == 1 { "" } else { "s" }
+            );
+            output::show(&json!({ "documents": number, "rules": rules, "mistakes": [] }), format, &words)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        (Err(mistakes), Format::Json) => {
+            output::print_json(&json!({ "documents": number, "mistakes": mistakes }))?;
+            Ok(ExitCode::FAILURE)
+        }
+        (Err(mistakes), Format::Human) => {
+            eprintln!("atmctl: {mistakes}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+async fn compare(files: &[PathBuf], against: &[PathBuf], connection: &Connection) -> Result<ExitCode> {
+    let after = Documents::read(files)?.compile()?;
+    let before = if against.is_empty() {
+        let documents = documents_of(&connection.admin()?.get(&["policies"]).await?);
+        let compiled = policy::compile(&documents);
+        // An older control plane may have taken what this program does not.
+        compiled.map_err(|errors| anyhow::anyhow!("the set in force does not compile here: {}", errors[0]))?
+    } else {
+        Documents::read(against)?.compile()?
+    };
+    diff::diff(&before, &after, connection.output)
+}
+
+async fn rollout(admin: &AdminApi, name: &str, percent: f64, format: Format) -> Result<()> {
+    let documents = documents_of(&admin.get(&["policies"]).await?);
+    let documents = tuning::with_rollout(documents, name, percent)?;
+    let applied = admin.put(&["policies"], &json!({ "documents": documents })).await.with_context(|| {
+        if percent < 100.0 {
+            format!("the share of {name} stays as it was")
+        } else {
+            format!(
+                "the share of {name} stays as it was; with all requests nothing tells it from a policy that it \
+                 replaces: take that one out of the files and apply them"
+            )
+        }
+    })?;
+    show_applied(&applied, format)
 }
 
 fn documents_of(policies: &Value) -> Vec<String> {
@@ -143,9 +202,9 @@ fn documents_of(policies: &Value) -> Vec<String> {
 async fn apply(admin: &AdminApi, files: &[PathBuf], format: Format) -> Result<()> {
     let documents = Documents::read(files)?;
     // The control plane compiles them again; here a mistake can be shown in its file.
-    documents.check()?;
+    documents.compile().context("nothing is changed")?;
     let applied = admin.put(&["policies"], &json!({ "documents": documents.texts })).await?;
-    output::show(&applied, format, &in_force(&applied))
+    show_applied(&applied, format)
 }
 
 async fn list(admin: &AdminApi, format: Format) -> Result<()> {
@@ -173,133 +232,12 @@ async fn list(admin: &AdminApi, format: Format) -> Result<()> {
     output::print(&output::table(["version", "applied", "by", "note"], rows))
 }
 
-fn in_force(applied: &Value) -> String {
-    format!("policy set {} goes out with revision {}", applied["version"], applied["revision"])
-}
-
-/// Policy documents, and where each came from.
-#[derive(Debug, Default)]
-struct Documents {
-    texts: Vec<String>,
-    /// File, and number of lines in it before the document.
-    origins: Vec<(PathBuf, usize)>,
-}
-
-impl Documents {
-    fn read(files: &[PathBuf]) -> Result<Self> {
-        let mut documents = Self::default();
-        for file in files {
-            for file in expand(file)? {
-                let text = std::fs::read_to_string(&file)
-                    .with_context(|| format!("cannot read {}", file.display()))?;
-                documents.split(&file, &text);
-            }
-        }
-        if documents.texts.is_empty() {
-            bail!("no policy document in these files; give files that hold a TokenPolicy");
-        }
-        Ok(documents)
+/// What an apply or a rollback came to, and what the control plane would have people look at.
+fn show_applied(applied: &Value, format: Format) -> Result<()> {
+    let words = format!("policy set {} goes out with revision {}", applied["version"], applied["revision"]);
+    output::show(applied, format, &words)?;
+    for warning in applied["warnings"].as_array().into_iter().flatten().filter(|_| format == Format::Human) {
+        eprintln!("atmctl: warning: {}", text(warning));
     }
-
-    /// Adds the documents of a stream, which `---` lines divide. What is empty or comment alone is none.
-    fn split(&mut self, file: &Path, text: &str) {
-        let (mut document, mut first) = (String::new(), 0);
-        let mut end = |document: &mut String, first: usize| {
-            if document.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')) {
-                self.texts.push(std::mem::take(document));
-                self.origins.push((file.to_path_buf(), first));
-            }
-            document.clear();
-        };
-        for (at, line) in text.lines().enumerate() {
-            if line.trim_end() == "---" {
-                end(&mut document, first);
-                first = at + 1;
-            } else {
-                document.push_str(line);
-                document.push('\n');
-            }
-        }
-        end(&mut document, first);
-    }
-
-    /// The number of rules, or every mistake with its file, line and column.
-    fn check(&self) -> Result<usize> {
-        Ok(self.compile()?.rules().len())
-    }
-
-    /// The compiled set, or every mistake with its file, line and column.
-    fn compile(&self) -> Result<PolicySet> {
-        policy::compile(&self.texts).map_err(|mistakes| anyhow!(self.describe(&mistakes)))
-    }
-
-    fn describe(&self, mistakes: &[PolicyError]) -> String {
-        let number = mistakes.len();
-        let mut message = format!(
-            "{number} mistake{} in these policies, so that nothing is changed",
-            if number == 1 { "" } else { "s" }
-        );
-        for mistake in mistakes {
-            let PolicyError { document, line, column, path, message: what, excerpt } = mistake;
-            let (file, before) = self.origins.get(*document).map_or_else(
-                || (format!("document {document}"), 0),
-                |(file, before)| (file.display().to_string(), *before),
-            );
-            let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
-            let indent = column.saturating_sub(1);
-            // Writing to a String cannot fail.
-            let _ = write!(
-                message,
-                "\n{file}:{}:{column}: {path}{what}\n    {excerpt}\n    {:indent$}^",
-                line + before,
-                ""
-            );
-        }
-        message
-    }
-}
-
-fn expand(path: &Path) -> Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_path_buf()]);
-    }
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
-        let file = entry.with_context(|| format!("cannot read {}", path.display()))?.path();
-        // Tables of tests lie beside the policies that they are for.
-        let is_table = file.to_string_lossy().ends_with(".test.yaml");
-        if !is_table && file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
-            files.push(file);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = include_str!("../../examples/policies/orders.yaml");
-
-    #[test]
-    fn the_example_is_in_order() {
-        let mut documents = Documents::default();
-        documents.split(Path::new("orders.yaml"), GOOD);
-        assert_eq!(documents.check().unwrap(), 3);
-    }
-
-    #[test]
-    fn a_mistake_is_shown_in_its_file() {
-        let mut documents = Documents::default();
-        let bad = GOOD.replace("name: orders }", "name: other }").replace("audiences:", "audience:");
-        documents.split(Path::new("two.yaml"), &format!("# only a comment\n---\n{GOOD}---\n{bad}"));
-        let error = documents.check().unwrap_err().to_string();
-        let line = 2
-            + GOOD.lines().count()
-            + 1
-            + GOOD.lines().position(|line| line.contains("audiences:")).unwrap()
-            + 1;
-        assert!(error.contains(&format!("two.yaml:{line}:")), "{error}");
-    }
+    Ok(())
 }

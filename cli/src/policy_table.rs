@@ -1,31 +1,27 @@
-//! Requests with expected outcomes, judged by the sidecars' own decision. Tokens are really signed, by keys that are made for the
-//! run, so that every step is the one that production takes.
+//! Requests with expected outcomes, judged by the sidecars' own decision: the tables of `atmctl policy test`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use atm_core::base64url;
-use atm_core::decision::{Decision, NoMemory, Now, Step, decide_traced};
-use atm_core::freshness::Freshness;
-use atm_core::key::{Algorithm, Issuer, KeyState, VerificationKey};
-use atm_core::policy::PolicySet;
+use atm_core::decision::{Decision, Step};
+use atm_core::policy::{CredentialKind, PolicySet};
 use atm_core::reason::Reason;
-use atm_core::request::Request;
 use atm_core::time::UnixMillis;
-use atm_core::view::View;
-use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-/// The issuer of a table's tokens where it names none.
-const ISSUER: &str = "https://issuer.example";
-/// Where a request goes that names a path only.
-const HOST: &str = "service.example";
-/// What stands for the token in a header or a target.
-const PLACEHOLDER: &str = "{token}";
+mod judge;
+mod memory;
+mod mint;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use judge::{Asked, AskedToken, Judge, split_url};
+use judge::{AskedCertificate, AskedProof, Revoked, TokenState};
+
+/// Milliseconds without a word from the control plane that `stale: true` stands for.
+const STALE_MS: u64 = 3_600_000;
 
 /// A file with tests.
 #[derive(Debug, Deserialize)]
@@ -34,6 +30,8 @@ pub(crate) struct Table {
     /// Claims of every token, where a test does not say otherwise.
     #[serde(default)]
     token: Map<String, Value>,
+    /// When the requests come, where a test does not say otherwise; now when left out.
+    at: Option<Timestamp>,
     /// The tests.
     pub(crate) tests: Vec<Test>,
 }
@@ -46,24 +44,46 @@ pub(crate) struct Test {
     name: Option<String>,
     /// `METHOD URL` or `METHOD /path`.
     request: String,
-    /// Claims beside the table's; null takes one away. `none` sends no token.
+    /// Claims beside the table's; null takes one away. `none` sends no token, `forged` one that nobody issued.
     #[serde(default)]
     token: Claims,
+    /// What the token is: `jwt`, `opaque` or `apiKey`.
+    #[serde(default = "jwt")]
+    credential: CredentialKind,
+    /// When the token ends, from the request on, as in `5m` or `-1s`.
+    expires: Option<SignedDuration>,
+    /// When it was issued, from the request on, as in `-1h`.
+    issued: Option<SignedDuration>,
+    /// What it is bound to; to a key where there is a proof.
+    bound: Option<OneOrMany<Bound>>,
+    /// `true`, or how the DPoP proof differs from a good one.
+    proof: Option<Proof>,
+    /// The client certificate of the connection.
+    certificate: Option<AskedCertificate>,
+    /// What was revoked just before: token, ancestor, session, subject, actor, client, realm, issuer, key.
+    revoked: Option<OneOrMany<Revoked>>,
     /// Headers; `{token}` in one of them stands for the token, which then goes nowhere else.
     #[serde(default)]
     headers: BTreeMap<String, String>,
+    /// Cookies, likewise.
+    #[serde(default)]
+    cookies: BTreeMap<String, String>,
     /// Context extensions of the route.
     #[serde(default)]
     extensions: BTreeMap<String, String>,
     /// The peer's address.
     source: Option<String>,
-    /// Whether nothing has been heard from the control plane for an hour.
-    #[serde(default)]
-    stale: bool,
+    /// When the request comes.
+    at: Option<Timestamp>,
+    /// Whether nothing has been heard from the control plane: for an hour, or for that long.
+    stale: Option<Silence>,
     /// `permit`, or the reason of the denial.
     expect: String,
     /// The rule that must decide, as `policy/rule`.
     rule: Option<String>,
+    /// Headers from claims that the service gets; null: none of that name.
+    #[serde(default)]
+    upstream: BTreeMap<String, Option<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -75,6 +95,47 @@ enum Claims {
     Map(Map<String, Value>),
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Bound {
+    Dpop,
+    Certificate,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Proof {
+    Plain(bool),
+    Changed(AskedProof),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Silence {
+    Plain(bool),
+    For(SignedDuration),
+}
+
+impl<T> OneOrMany<T> {
+    fn as_slice(&self) -> &[T] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
+fn jwt() -> CredentialKind {
+    CredentialKind::Jwt
+}
+
 /// What a test came to.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -82,6 +143,8 @@ pub(crate) struct Outcome {
     pub(crate) name: String,
     /// `permit`, or a reason.
     pub(crate) found: String,
+    /// The rule that decided, as `policy/rule`.
+    pub(crate) rule: Option<String>,
     /// What is wrong with that; none where the test passed.
     pub(crate) problem: Option<String>,
     /// Every step.
@@ -93,25 +156,30 @@ impl Table {
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let table: Self = serde_norway::from_str(text)?;
         for test in &table.tests {
-            let known =
-                test.expect == "permit" || Reason::ALL.iter().any(|reason| reason.as_str() == test.expect);
-            if !known {
-                let reasons: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-                bail!(
-                    "test `{}`: expect: `{}` is none of permit, {}",
-                    test.name(),
-                    test.expect,
-                    reasons.join(", ")
-                );
+            let expected = &test.expect;
+            if expected == "permit" || Reason::ALL.iter().any(|reason| reason.as_str() == expected) {
+                continue;
             }
+            let reasons = Reason::ALL.iter().map(|reason| reason.as_str()).chain(["permit"]);
+            let near =
+                reasons.min_by_key(|reason| strsim::osa_distance(reason, expected)).unwrap_or("permit");
+            bail!(
+                "test `{}`: expect: `{expected}` is no reason; did you mean {near}? `atmctl reason` lists them",
+                test.name()
+            );
         }
         Ok(table)
     }
 
-    /// Judges every test by `policies`.
-    pub(crate) fn run(&self, policies: &PolicySet) -> Result<Vec<Outcome>> {
-        let mut judge = Judge::new(policies)?;
-        self.tests.iter().map(|test| test.run(&self.token, &mut judge)).collect()
+    /// Judges every test by `policies`; with `shadow` by those in shadow mode.
+    pub(crate) fn run(&self, policies: &PolicySet, shadow: bool) -> Result<Vec<Outcome>> {
+        let judge = Judge::new(policies, true)?;
+        let mut judge = if shadow { judge.of_shadow() } else { judge };
+        let run = |test: &Test| {
+            let outcome = test.asked(self).and_then(|asked| Ok(test.outcome(judge.decide(asked)?)));
+            outcome.with_context(|| format!("test `{}`", test.name()))
+        };
+        self.tests.iter().map(run).collect()
     }
 }
 
@@ -120,212 +188,119 @@ impl Test {
         self.name.as_deref().unwrap_or(&self.request)
     }
 
-    fn run(&self, defaults: &Map<String, Value>, judge: &mut Judge) -> Result<Outcome> {
-        let context = || format!("test `{}`", self.name());
-        let (method, url) = self
-            .request
-            .trim()
-            .split_once(' ')
-            .ok_or_else(|| anyhow!("request: must be a method and a URL or path, as in `GET /orders/1`"))
-            .with_context(context)?;
-        let (scheme, host, target) = split_url(url.trim()).with_context(context)?;
-        let claims = match &self.token {
-            Claims::Default => Some(Map::new()),
-            Claims::Map(claims) => Some(claims.clone()),
-            Claims::Word(word) if word == "none" => None,
-            Claims::Word(word) => {
-                bail!("{}: token: `{word}` is neither `none` nor a map of claims", context())
-            }
+    /// The request that it describes.
+    fn asked(&self, table: &Table) -> Result<Asked> {
+        let (method, url) =
+            self.request.trim().split_once(' ').ok_or_else(|| {
+                anyhow!("request: must be a method and a URL or path, as in `GET /orders/1`")
+            })?;
+        let (scheme, host, target) = split_url(url.trim()).context("request")?;
+        let at = self.at.or(table.at);
+        let at = match at {
+            Some(at) => UnixMillis(at.as_millisecond()),
+            None => UnixMillis(Timestamp::now().as_millisecond()),
         };
-        let token = claims.map(|claims| judge.token(defaults, claims)).transpose().with_context(context)?;
-        let asked = Asked {
+        let mut headers: Vec<(String, String)> =
+            self.headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
+        if !self.cookies.is_empty() {
+            let pairs: Vec<String> =
+                self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            headers.push(("cookie".to_owned(), pairs.join("; ")));
+        }
+        let proof = match &self.proof {
+            None | Some(Proof::Plain(false)) => None,
+            Some(Proof::Plain(true)) => Some(AskedProof::default()),
+            Some(Proof::Changed(proof)) => Some(proof.clone()),
+        };
+        let token = self.token(table, at, proof.is_some())?;
+        Ok(Asked {
             method: method.to_owned(),
             scheme,
             host,
             target,
-            headers: self
-                .headers
-                .iter()
-                .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
-                .collect(),
+            headers,
             extensions: self.extensions.clone().into_iter().collect(),
             source: self.source.clone(),
-            stale: self.stale,
+            at: Some(at),
+            silent_ms: match self.stale {
+                None | Some(Silence::Plain(false)) => 0,
+                Some(Silence::Plain(true)) => STALE_MS,
+                Some(Silence::For(duration)) => u64::try_from(duration.as_millis())
+                    .map_err(|_| anyhow!("stale: must be true, or a time as in 30s"))?,
+            },
+            token,
+            proof,
+            certificate: self.certificate.clone(),
+            revoked: self.revoked.as_ref().map(|revoked| revoked.as_slice().to_vec()).unwrap_or_default(),
+        })
+    }
+
+    fn token(&self, table: &Table, at: UnixMillis, has_proof: bool) -> Result<Option<AskedToken>> {
+        let (own, state) = match &self.token {
+            Claims::Default => (Map::new(), TokenState::Good),
+            Claims::Map(claims) => (claims.clone(), TokenState::Good),
+            Claims::Word(word) if word == "forged" => (Map::new(), TokenState::Forged),
+            Claims::Word(word) if word == "none" => return Ok(None),
+            Claims::Word(word) => bail!("token: `{word}` is neither `none` nor `forged` nor a map of claims"),
         };
-        let (decision, steps) = judge.decide(asked, token.as_deref());
+        let mut claims = table.token.clone();
+        let relative =
+            |duration: Option<SignedDuration>| duration.map(|duration| at.seconds() + duration.as_secs());
+        for (name, time) in [("exp", relative(self.expires)), ("iat", relative(self.issued))] {
+            if let Some(time) = time {
+                claims.insert(name.to_owned(), time.into());
+            }
+        }
+        claims.extend(own);
+        let bound = self.bound.as_ref().map(OneOrMany::as_slice);
+        let to = |one: Bound| bound.is_some_and(|bound| bound.contains(&one));
+        Ok(Some(AskedToken {
+            claims,
+            kind: self.credential,
+            state,
+            to_key: to(Bound::Dpop) || (bound.is_none() && has_proof),
+            to_certificate: to(Bound::Certificate),
+        }))
+    }
+
+    fn outcome(&self, judged: judge::Judged) -> Outcome {
+        let judge::Judged { decision, steps } = judged;
         let found = decision.as_str().to_owned();
-        let by = decision.rule().map(|rule| format!("{}/{}", rule.policy, rule.name));
-        let problem = if found == self.expect {
-            let other = self.rule.as_ref().filter(|rule| Some(*rule) != by.as_ref());
-            other.map(|rule| format!("expected rule {rule}, got {}", by.as_deref().unwrap_or("none")))
+        let rule = decision.rule().map(|rule| format!("{}/{}", rule.policy, rule.name));
+        let by = rule.as_deref().unwrap_or("no rule");
+        let problem = if found != self.expect {
+            let detail = match &decision {
+                Decision::Denial(denial) => denial.detail.as_deref().unwrap_or(denial.reason.description()),
+                Decision::Permit(_) => "",
+            };
+            Some(format!("expected {}, got {found} by {by}. {detail}", self.expect).trim_end().to_owned())
+        } else if self.rule.as_ref().is_some_and(|rule| rule != by) {
+            Some(format!("expected rule {}, got {by}", self.rule.as_deref().unwrap_or_default()))
         } else {
-            Some(format!("expected {}, got {found}", self.expect))
+            self.upstream_problem(&decision)
         };
-        Ok(Outcome { name: self.name().to_owned(), found, problem, steps })
-    }
-}
-
-/// A request to be judged.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Asked {
-    pub(crate) method: String,
-    pub(crate) scheme: String,
-    pub(crate) host: String,
-    pub(crate) target: String,
-    pub(crate) headers: Vec<(String, String)>,
-    pub(crate) extensions: Vec<(String, String)>,
-    pub(crate) source: Option<String>,
-    pub(crate) stale: bool,
-}
-
-/// Scheme, authority and target of a URL or a path.
-pub(crate) fn split_url(url: &str) -> Result<(String, String, String)> {
-    if url.starts_with('/') {
-        return Ok(("https".into(), HOST.into(), url.to_owned()));
-    }
-    let (scheme, rest) = url.split_once("://").context("must be a URL or begin with a slash")?;
-    let path = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (host, target) = rest.split_at(path);
-    let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
-    Ok((scheme.to_owned(), host.to_owned(), target))
-}
-
-/// Decides by a set of policies, with issuers that exist for this run.
-pub(crate) struct Judge {
-    view: View,
-    pair: EcdsaKeyPair,
-    key: VerificationKey,
-    now: UnixMillis,
-    tokens: u64,
-}
-
-impl Judge {
-    /// A judge by `policies`, now.
-    pub(crate) fn new(policies: &PolicySet) -> Result<Self> {
-        let failed = |_| anyhow!("the cryptographic library failed");
-        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed)?;
-        let key = VerificationKey::from_spki("test", Algorithm::ES256, &spki(&pair)?, KeyState::Active)?;
-        let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-        let now = UnixMillis(i64::try_from(elapsed.as_millis())?);
-        let view = View { policies: Arc::new(policies.clone()), ..View::default() };
-        Ok(Self { view, pair, key, now, tokens: 0 })
+        Outcome { name: self.name().to_owned(), found, rule, problem, steps }
     }
 
-    /// A signed token with these claims over the defaults. Its issuer is trusted from now on.
-    pub(crate) fn token(
-        &mut self,
-        defaults: &Map<String, Value>,
-        claims: Map<String, Value>,
-    ) -> Result<String> {
-        self.tokens += 1;
-        let now = self.now.seconds();
-        let base = json!({
-            "iss": ISSUER, "sub": "test", "client_id": "test", "jti": format!("test-{}", self.tokens),
-            "iat": now - 1, "exp": now + 300,
-        });
-        let Value::Object(mut all) = base else { bail!("the default claims are no object") };
-        for (name, value) in defaults.clone().into_iter().chain(claims) {
-            if value.is_null() {
-                all.remove(&name);
-            } else {
-                all.insert(name, value);
-            }
-        }
-        if let Some(issuer) = all.get("iss").and_then(Value::as_str)
-            && self.view.issuers.get(issuer).is_none()
-        {
-            self.view.issuers.set(Issuer::new(issuer, None, vec![self.key.clone()]));
-        }
-        let header = json!({"alg": "ES256", "typ": "at+jwt", "kid": "test"}).to_string();
-        let input = format!(
-            "{}.{}",
-            base64url::encode(header.as_bytes()),
-            base64url::encode(Value::Object(all).to_string().as_bytes())
-        );
-        let signature = self.pair.sign(&SystemRandom::new(), input.as_bytes());
-        let signature = signature.map_err(|_| anyhow!("the cryptographic library failed"))?;
-        Ok(format!("{input}.{}", base64url::encode(signature.as_ref())))
-    }
-
-    /// The decision on a request with this token, and every step.
-    pub(crate) fn decide(
-        &self,
-        mut asked: Asked,
-        token: Option<&str>,
-    ) -> (Decision, Vec<(Step, bool, String)>) {
-        if let Some(token) = token {
-            let texts = asked.headers.iter_mut().map(|(_, value)| value).chain([&mut asked.target]);
-            let mut placed = false;
-            for text in texts.filter(|text| text.contains(PLACEHOLDER)) {
-                *text = text.replace(PLACEHOLDER, token);
-                placed = true;
-            }
-            if !placed {
-                asked.headers.push(("authorization".to_owned(), format!("Bearer {token}")));
-            }
-        }
-        let headers: Vec<(&str, &[u8])> =
-            asked.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        let extensions: Vec<(&str, &str)> =
-            asked.extensions.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let request = Request {
-            method: &asked.method,
-            scheme: &asked.scheme,
-            host: &asked.host,
-            target: &asked.target,
-            headers: &headers,
-            extensions: &extensions,
-            source_address: asked.source.as_deref(),
-            ..Request::default()
+    /// What is wrong with the headers that the service gets.
+    fn upstream_problem(&self, decision: &Decision) -> Option<String> {
+        let Decision::Permit(permit) = decision else {
+            return (!self.upstream.is_empty())
+                .then(|| "upstream: a request that is refused reaches no service".to_owned());
         };
-        let (freshness, feed_age_ms) =
-            if asked.stale { (Freshness::Stale, 3_600_000) } else { (Freshness::Fresh, 0) };
-        let mut steps = Vec::new();
-        let now = Now { wall: self.now, freshness, feed_age_ms };
-        let verdict = decide_traced(&self.view, &NoMemory, &request, now, &mut steps);
-        (verdict.or(Reason::IntrospectionUnavailable), steps)
-    }
-}
-
-/// The public key as DER SubjectPublicKeyInfo.
-fn spki(pair: &EcdsaKeyPair) -> Result<Vec<u8>> {
-    let der: PublicKeyX509Der<'_> =
-        pair.public_key().as_der().map_err(|_| anyhow!("the cryptographic library failed"))?;
-    Ok(der.as_ref().to_vec())
-}
-
-#[cfg(test)]
-mod tests {
-    use atm_core::policy;
-
-    use super::*;
-
-    const POLICY: &str = include_str!("../../examples/policies/orders.yaml");
-    const TABLE: &str = include_str!("../../examples/policies/orders.test.yaml");
-
-    #[test]
-    fn the_examples_table_holds_and_a_changed_policy_fails_it() {
-        let table = Table::parse(TABLE).unwrap();
-        let outcomes = table.run(&policy::compile(&[POLICY.to_owned()]).unwrap()).unwrap();
-        for outcome in &outcomes {
-            assert_eq!(outcome.problem, None, "{outcome:?}");
-        }
-        let changed = POLICY.replace("orders.read", "orders.see");
-        let outcomes = table.run(&policy::compile(&[changed]).unwrap()).unwrap();
-        assert!(outcomes.iter().any(|outcome| outcome.problem.is_some()));
-    }
-
-    #[test]
-    fn a_table_with_a_mistake_says_which_test_has_it() {
-        for (text, words) in [
-            ("tests: [{ request: GET /, expect: permitted }]", "`permitted` is none of"),
-            ("tests: [{ request: GET /, expects: permit }]", "expects"),
-        ] {
-            let error = Table::parse(text).unwrap_err().to_string();
-            assert!(error.contains(words), "{error}");
-        }
-        let table = Table::parse("tests: [{ request: '/orders', expect: permit }]").unwrap();
-        let error = table.run(&policy::compile(&[POLICY.to_owned()]).unwrap()).unwrap_err();
-        assert!(format!("{error:#}").contains("test `/orders`: request:"), "{error:#}");
+        self.upstream.iter().find_map(|(name, expected)| {
+            let header =
+                permit.rule.upstream.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+            let Some(header) = header else {
+                return Some(format!("upstream: the policy sets no header {name}"));
+            };
+            let value = permit.token.as_ref().and_then(|token| header.value(&token.claims.raw));
+            (value != *expected).then(|| {
+                let shown = |value: &Option<String>| {
+                    value.clone().map_or("none".to_owned(), |value| format!("`{value}`"))
+                };
+                format!("upstream: expected {} for {name}, got {}", shown(expected), shown(&value))
+            })
+        })
     }
 }

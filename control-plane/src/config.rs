@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use atm_core::key::Algorithm;
+pub use atm_core::settings::Mistake;
+use atm_core::settings::{Reader, boolean, number};
 use atm_proto::subject::Subjects;
 use atm_telemetry::TracingSettings;
 
-mod reader;
 mod secrets;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use reader::Reader;
 pub use secrets::Secrets;
 pub use store::StoreConfig;
 
@@ -128,15 +128,6 @@ pub enum LogFormat {
     Text,
 }
 
-/// One mistake: where, what, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
-    /// Path of the key, as in `listen.admin`.
-    pub path: String,
-    /// What is wrong; what to do.
-    pub message: String,
-}
-
 /// Every mistake of a configuration, one a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError(pub Vec<Mistake>);
@@ -147,7 +138,7 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, mistake) in self.0.iter().enumerate() {
             let end = if index == 0 { "" } else { "\n" };
-            write!(f, "{end}{}: {}", mistake.path, mistake.message)?;
+            write!(f, "{end}{mistake}")?;
         }
         Ok(())
     }
@@ -167,9 +158,9 @@ impl Config {
 
     /// Reads `text`, with overrides from `environment`.
     pub fn parse(text: &str, environment: &Environment) -> Result<Self, ConfigError> {
-        let mut reader = Reader::new(text, environment)?;
+        let mut reader = Reader::new(text, environment).map_err(|mistake| ConfigError(vec![mistake]))?;
         let config = read(&mut reader);
-        reader.finish()?;
+        reader.finish().map_err(ConfigError)?;
         // Without a mistake every required value was there.
         config.ok_or_else(|| {
             let message = "is incomplete; compare it with the documented keys".to_owned();
@@ -372,15 +363,4 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 #[expect(clippy::unnecessary_wraps, reason = "one signature for all values")]
 fn path(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
-}
-
-fn boolean(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| "must be true or false".to_owned())
-}
-
-fn number(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, String> {
-    let number: Option<u64> = text.parse().ok();
-    number
-        .filter(|number| range.contains(number))
-        .ok_or_else(|| format!("must be a whole number from {} to {}", range.start(), range.end()))
 }

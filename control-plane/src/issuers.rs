@@ -21,7 +21,8 @@ use crate::feed::FeedHandle;
 use crate::registry::FieldError;
 use crate::secret::{self, SecretError};
 use crate::store::outbox::{self, Ticket};
-use crate::store::{Store, StoreError, transact, trusted_issuers};
+use crate::store::trusted_issuers::{self, Due};
+use crate::store::{Store, StoreError, transact};
 
 pub mod address;
 pub mod cache;
@@ -34,10 +35,14 @@ use key_set::SkippedKey;
 
 /// Issuers at most: every sidecar holds them all.
 pub const MAX_ISSUERS: u64 = 1_000;
-/// Fetches under way at most.
-const CONCURRENCY: usize = 8;
+/// Fetches under way at most, of issuers that answered the last time or are new.
+const CONCURRENCY: usize = 32;
+/// Fetches under way at most of issuers that failed the last time: they wait for each other, and nobody waits for them.
+const CONCURRENCY_OF_FAILING: usize = 8;
 /// How often it is looked for what is due; with [`CONCURRENCY`] the most fetches that are begun in that time.
 const TICK: Duration = Duration::from_secs(1);
+/// Issuers that one look finds at most.
+const DUE_AT_ONCE: u32 = 256;
 /// Bytes of a name or a URL.
 const MAX_TEXT: usize = 1_024;
 /// Types of tokens that one issuer may have.
@@ -141,6 +146,7 @@ struct Shared {
     /// Ids of issuers that are being fetched: one fetch an issuer at a time.
     under_way: Mutex<HashSet<String>>,
     slots: Arc<Semaphore>,
+    slots_of_failing: Arc<Semaphore>,
 }
 
 /// What of a fetch is kept.
@@ -200,6 +206,7 @@ impl Issuers {
             bounds: FetchBounds::default(),
             under_way: Mutex::default(),
             slots: Arc::new(Semaphore::new(CONCURRENCY)),
+            slots_of_failing: Arc::new(Semaphore::new(CONCURRENCY_OF_FAILING)),
         }))
     }
 
@@ -355,12 +362,15 @@ impl Issuers {
                 () = shutdown.cancelled() => return,
                 _ = ticks.tick() => {}
             }
-            let limit = u32::try_from(CONCURRENCY).unwrap_or(1);
-            match trusted_issuers::due(&self.0.store, self.0.clock.wall().0, limit).await {
+            match trusted_issuers::due(&self.0.store, self.0.clock.wall().0, DUE_AT_ONCE).await {
                 Ok(due) => {
-                    for id in due {
+                    for Due { id, failing } in due {
+                        if self.0.is_under_way(&id) {
+                            continue;
+                        }
                         // What finds no slot is still due at the next tick.
-                        let Ok(slot) = Arc::clone(&self.0.slots).try_acquire_owned() else { break };
+                        let slots = if failing { &self.0.slots_of_failing } else { &self.0.slots };
+                        let Ok(slot) = Arc::clone(slots).try_acquire_owned() else { continue };
                         let (issuers, shutdown) = (self.clone(), shutdown.clone());
                         tokio::spawn(async move {
                             let refreshed = shutdown.run_until_cancelled(issuers.refresh(&id)).await;
@@ -374,6 +384,12 @@ impl Issuers {
                 Err(error) => tracing::error!(%error, "cannot look for issuers that are due"),
             }
         }
+    }
+}
+
+impl Shared {
+    fn is_under_way(&self, id: &str) -> bool {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 }
 

@@ -11,6 +11,8 @@ use crate::feed::{FeedError, FeedHandle};
 use crate::store::outbox::{self, Ticket};
 use crate::store::{Store, StoreError, policy_sets, transact};
 
+mod scopes;
+
 /// Bytes that a set's documents may have together: one set travels in one change set.
 pub const MAX_BYTES: usize = 384 * 1024;
 
@@ -38,12 +40,15 @@ pub struct PolicyVersion {
 }
 
 /// The outcome of an apply or a rollback.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Applied {
     /// The new version.
     pub version: u64,
     /// The feed's revision that brings it.
     pub revision: u64,
+    /// What is in force all the same, and worth a look.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Why the set in force stays.
@@ -128,7 +133,7 @@ impl Policies {
             return Err(PoliciesError::TooLarge(bytes));
         }
         // A rollback compiles too: an old version may hold what this program no longer takes.
-        policy::compile(&documents).map_err(PoliciesError::Refused)?;
+        let compiled = policy::compile(&documents).map_err(PoliciesError::Refused)?;
         let now = self.clock.wall();
         let header = PolicyHeader { version: 0, applied_at: now.0, actor: actor.to_owned(), restored_from };
         let mut set = PolicyVersion { header, documents };
@@ -139,7 +144,9 @@ impl Policies {
             let change = Change::Policies { version, documents: set.documents.clone() };
             Ok((version, outbox::enqueue(transaction, &change, now).await?))
         })?;
-        Ok(Applied { version, revision: self.feed.sequenced(&ticket).await? })
+        // The set is committed: what cannot be looked up now is not worth a failure.
+        let warnings = scopes::warnings(&self.store, &compiled).await.unwrap_or_default();
+        Ok(Applied { version, revision: self.feed.sequenced(&ticket).await?, warnings })
     }
 }
 

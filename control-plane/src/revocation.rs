@@ -241,22 +241,21 @@ impl Revocations {
                 return Ok(true);
             }
         }
-        let optional = [
-            (IdKind::Session, ids.session),
-            (IdKind::Client, ids.client),
-            (IdKind::Realm, ids.realm),
-            (IdKind::Issuer, Some(ids.issuer)),
-            (IdKind::Key, ids.key),
+        let scopes = [
+            (IdKind::Session, ids.session.as_slice()),
+            (IdKind::Client, ids.client.as_slice()),
+            (IdKind::Realm, ids.realm.as_slice()),
+            (IdKind::Issuer, std::slice::from_ref(&ids.issuer)),
+            (IdKind::Key, ids.key.as_slice()),
+            (IdKind::Subject, ids.subjects.as_slice()),
         ];
-        let scopes = optional
-            .into_iter()
-            .filter_map(|(kind, id)| Some((kind, id?)))
-            .chain(ids.subjects.iter().map(|id| (IdKind::Subject, *id)));
-        for (kind, id) in scopes {
-            let watermark = enforcement::watermark(&self.store, kind, id).await?;
-            // A revoked key is dead whatever the token says of its time: who holds it can backdate.
-            if watermark.is_some_and(|instant| kind == IdKind::Key || token.claims.issued_at <= instant) {
-                return Ok(true);
+        for (kind, ids) in scopes {
+            for id in ids {
+                let watermark = enforcement::watermark(&self.store, kind, *id).await?;
+                // A revoked key is dead whatever the token says of its time: who holds it can backdate.
+                if watermark.is_some_and(|instant| kind == IdKind::Key || token.claims.issued_at <= instant) {
+                    return Ok(true);
+                }
             }
         }
         Ok(false)

@@ -6,13 +6,15 @@ mod support;
 use std::hint::black_box;
 use std::sync::Arc;
 
-use atm_core::decision::{AuthenticToken, Memory, NoMemory, Now, decide};
+use atm_core::decision::{AuthenticToken, Decision, Memory, NoMemory, Now, Verdict, decide};
 use atm_core::freshness::Freshness;
 use atm_core::id::Id;
-use atm_core::key::{Issuer, KeyState};
+use atm_core::jws::UnverifiedToken;
+use atm_core::key::{Issuer, Issuers, KeyState};
 use atm_core::request::Request;
 use atm_core::revocation::{Bucket, RevocationIndex};
 use atm_core::time::UnixMillis;
+use atm_core::token::KeyedToken;
 use atm_core::view::View;
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::json;
@@ -91,5 +93,56 @@ fn decisions(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, decisions);
+/// Finding the key of a token among the keys of few and of many issuers; the token is parsed each time.
+fn issuers(criterion: &mut Criterion) {
+    let signer = Signer::new("k1");
+    let token = signer.sign(&claims(json!({"iss": "https://issuer-0.example"})));
+    let mut group = criterion.benchmark_group("select_key");
+    for number in [1, 800] {
+        let mut issuers = Issuers::default();
+        for at in 0..number {
+            let name = format!("https://issuer-{at}.example");
+            issuers.set(Issuer::new(name, None, vec![signer.key(KeyState::Active)]));
+        }
+        group.bench_function(format!("{number}_issuers"), |b| {
+            b.iter(|| {
+                let parsed = UnverifiedToken::parse(black_box(&token)).unwrap();
+                KeyedToken::select(parsed, black_box(&issuers)).unwrap()
+            });
+        });
+    }
+}
+
+/// A condition of each kind, in a whole decision.
+fn conditions(criterion: &mut Criterion) {
+    let signer = Signer::new("k1");
+    let token =
+        signer.sign(&claims(json!({"roles": ["clerk", "auditor", "treasurer"], "org": {"id": "acme"}})));
+    let value = format!("Bearer {token}");
+    let headers =
+        [("authorization", value.as_bytes()), ("x-request-id", &b"0b6f8c1e-4c58-4a37-9f4e-0a3c2f6b7d11"[..])];
+    let request =
+        Request { method: "GET", host: "api", target: "/t/acme", headers: &headers, ..Request::default() };
+    let now = Now { wall: UnixMillis::from_seconds(NOW), freshness: Freshness::Fresh, feed_age_ms: 0 };
+    let mut group = criterion.benchmark_group("condition");
+    for (name, condition) in [
+        ("none", None),
+        ("claim", Some("request.params.tenant == token.org.id")),
+        ("list", Some("token.roles.exists(role, role == 'treasurer') && now.getHours() < 25")),
+        ("regex", Some("request.headers['x-request-id'].matches('^[0-9a-f]{8}-[0-9a-f-]{27}$')")),
+    ] {
+        let condition = condition.map(|text| format!(", condition: \"{text}\"")).unwrap_or_default();
+        let rules = format!("    - {{ paths: ['/t/{{tenant}}']{condition} }}");
+        let mut view = View { policies: Arc::new(policies(&rules)), ..View::default() };
+        view.issuers.set(Issuer::new(ISSUER, Some("default".to_owned()), vec![signer.key(KeyState::Active)]));
+        let cache = OneToken::default();
+        assert!(
+            matches!(decide(&view, &cache, &request, now), Verdict::Decided(Decision::Permit(_))),
+            "{name}"
+        );
+        group.bench_function(name, |b| b.iter(|| decide(black_box(&view), &cache, &request, now)));
+    }
+}
+
+criterion_group!(benches, decisions, issuers, conditions);
 criterion_main!(benches);

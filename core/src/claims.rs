@@ -16,7 +16,8 @@ pub const MAX_ACTORS: usize = 4;
 pub const MAX_ANCESTORS: usize = 8;
 /// Networks that a credential may be restricted to.
 pub const MAX_NETWORKS: usize = 64;
-/// The private claim with the tokens that this one was derived from: an array of `{"jti": text, "exp": seconds}`.
+/// The private claim with the tokens that this one was derived from: an array of `{"jti": text, "exp": seconds}`, with `iss`
+/// where it is another issuer's, and with `sid` and `client_id` where they are others than this token's.
 pub const ANCESTORS: &str = "atm_ancestors";
 /// The private claim with the networks that a credential may be used from: an array of prefixes like `10.0.0.0/8`.
 pub const NETWORKS: &str = "atm_networks";
@@ -38,7 +39,7 @@ pub struct Claims {
     pub jti: Option<String>,
     /// `sid`: the session (token family).
     pub session: Option<String>,
-    /// `scope`, split at spaces (RFC 6749 §3.3).
+    /// `scope`, split at spaces (RFC 6749 §3.3); where there is none `scp`, a text or a list, as some identity providers write it.
     pub scope: Vec<String>,
     /// `exp`, in seconds since the Unix epoch.
     pub expires_at: i64,
@@ -67,9 +68,15 @@ pub struct Actor {
     pub subject: String,
 }
 
-/// A token that another one was derived from. Revoking it ends what was derived.
+/// A token that another one was derived from. Revoking it, its session or its client ends what was derived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ancestor {
+    /// Its `iss`; that of the derived token where there is none.
+    pub issuer: Option<String>,
+    /// Its `sid`.
+    pub session: Option<String>,
+    /// Its `client_id`.
+    pub client_id: Option<String>,
     /// Its `jti`.
     pub jti: String,
     /// Its `exp`, which names the bucket of its revocation.
@@ -198,11 +205,23 @@ fn audience(raw: &Map<String, Value>) -> Result<Vec<String>, Reason> {
 }
 
 fn scope(raw: &Map<String, Value>) -> Result<Vec<String>, Reason> {
-    match raw.get("scope") {
-        None => Ok(Vec::new()),
-        Some(Value::String(scope)) if scope.bytes().all(is_scope_byte) => {
-            Ok(scope.split(' ').filter(|entry| !entry.is_empty()).map(str::to_owned).collect())
+    let split = |text: &str| text.split(' ').filter(|entry| !entry.is_empty()).map(str::to_owned).collect();
+    match raw.get("scope").or_else(|| raw.get("scp").filter(|scopes| scopes.is_string())) {
+        Some(Value::String(scope)) if scope.bytes().all(is_scope_byte) => return Ok(split(scope)),
+        Some(_) => return Err(Reason::ClaimMalformed),
+        None => {}
+    }
+    let entry = |value: &Value| match value {
+        Value::String(scope)
+            if !scope.is_empty() && scope.bytes().all(|byte| byte != b' ' && is_scope_byte(byte)) =>
+        {
+            Ok(scope.clone())
         }
+        _ => Err(Reason::ClaimMalformed),
+    };
+    match raw.get("scp") {
+        None => Ok(Vec::new()),
+        Some(Value::Array(scopes)) => scopes.iter().map(entry).collect(),
         Some(_) => Err(Reason::ClaimMalformed),
     }
 }
@@ -231,7 +250,8 @@ fn ancestors(raw: &Map<String, Value>) -> Result<Vec<Ancestor>, Reason> {
         let object = value.as_object().ok_or(Reason::ClaimMalformed)?;
         let jti = identifier(object, "jti")?.ok_or(Reason::ClaimMalformed)?;
         let expires_at = seconds(object, "exp")?.ok_or(Reason::ClaimMalformed)?;
-        Ok(Ancestor { jti, expires_at })
+        let (issuer, session) = (identifier(object, "iss")?, identifier(object, "sid")?);
+        Ok(Ancestor { issuer, session, client_id: identifier(object, "client_id")?, jti, expires_at })
     };
     bounded_array(raw, ANCESTORS, MAX_ANCESTORS)?.iter().map(ancestor).collect()
 }

@@ -83,6 +83,10 @@ pub fn decide_shadow(view: &View, memory: &impl Memory, request: &Request<'_>, n
     }
 }
 
+/// Evidence that what is known is fresh enough for the rule.
+#[derive(Debug)]
+struct FreshEnough(());
+
 /// A request for which one rule was found.
 #[derive(Debug)]
 struct Routed<'v, 'r> {
@@ -115,7 +119,8 @@ impl<'v, 'r> Routed<'v, 'r> {
         });
         let Access::Token(requirements) = &rule.access else {
             trace.passed(Step::Credential, || "the rule asks for none".to_owned());
-            let permit = self.permit(None, now);
+            let fresh = self.fresh(None, now);
+            let permit = fresh.map(|fresh| self.permit(fresh, None, now));
             return Verdict::Decided(
                 permit.map_err(|reason| self.refuse(reason, trace, Step::Freshness)).into(),
             );
@@ -184,38 +189,38 @@ impl<'v, 'r> Routed<'v, 'r> {
         })?;
         trace.passed(Step::Policy, || "scopes and condition hold".to_owned());
         // 10. Freshness. A proof counts as used when nothing else refuses.
+        let fresh =
+            self.fresh(Some(token), now).map_err(|reason| self.refuse(reason, trace, Step::Freshness))?;
+        trace.passed(Step::Freshness, || format!("the state is {}", now.freshness));
         let used = authorised.use_proof(memory, now.wall);
         let used = used.map_err(|reason| self.refuse(reason, trace, Step::Binding))?;
-        let permit = self
-            .permit(Some((used, credential)), now)
-            .map_err(|reason| self.refuse(reason, trace, Step::Freshness))?;
-        trace.passed(Step::Freshness, || format!("the state is {}", now.freshness));
-        Ok(permit)
+        let nonce = if used.nonce_ends() { memory.nonce_key().map(|key| key.issue(now.wall)) } else { None };
+        Ok(self.permit(fresh, Some((used, credential)), now).with_nonce(nonce))
     }
 
     /// Step 10: freshness. Knowledge that is stale permits only where the rule says so.
-    fn permit(
-        &self,
-        token: Option<(authorisation::Used<'_>, &Credential<'_>)>,
-        now: Now,
-    ) -> Result<Permit, Reason> {
-        let introspected = token.as_ref().is_some_and(|(used, _)| used.token().learnt_at.is_some());
-        if now.freshness == Freshness::Stale {
-            let stays = match self.rule().on_stale {
+    fn fresh(&self, token: Option<&AuthenticToken>, now: Now) -> Result<FreshEnough, Reason> {
+        let stays = now.freshness != Freshness::Stale
+            || match self.rule().on_stale {
                 StaleAction::Deny => false,
                 // Step 3 took a recent answer only.
-                StaleAction::Introspect => introspected,
+                StaleAction::Introspect => token.is_some_and(|token| token.learnt_at.is_some()),
                 StaleAction::Allow(bound) => {
                     bound.is_none_or(|seconds| now.feed_age_ms <= u64::from(seconds) * 1_000)
                 }
             };
-            if !stays {
-                return Err(Reason::Stale);
-            }
-        }
+        if stays { Ok(FreshEnough(())) } else { Err(Reason::Stale) }
+    }
+
+    fn permit(
+        &self,
+        _fresh: FreshEnough,
+        token: Option<(authorisation::Used<'_>, &Credential<'_>)>,
+        now: Now,
+    ) -> Permit {
         let source = token.as_ref().map(|(_, credential)| credential.source());
         let token = token.map(|(used, _)| Arc::clone(used.token()));
-        Ok(Permit::new(Arc::clone(self.rule()), token, source, now.freshness))
+        Permit::new(Arc::clone(self.rule()), token, source, now.freshness)
     }
 
     fn refuse(&self, reason: Reason, trace: &mut impl Trace, step: Step) -> Denial {

@@ -141,18 +141,24 @@ impl KeyState {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The key id is empty, too long or has characters that [`is_kid`] refuses.
-    #[error("a kid is 1 to {MAX_KID_BYTES} ASCII letters, digits and characters of -._~:+=@")]
+    #[error(
+        "a kid is 1 to {MAX_KID_BYTES} ASCII letters, digits and characters of -._~:+=@/, without dot segments"
+    )]
     Kid,
     /// Not a key of the kind that the algorithm needs, or an RSA key outside 2048 to 8192 bits.
     #[error("not a public key for {0} (RSA keys have 2048 to 8192 bits)")]
     Rejected(Algorithm),
 }
 
-/// Whether `kid` may be a key id: 1 to [`MAX_KID_BYTES`] ASCII letters, digits and characters of `-._~:+=@`. Nothing that a
-/// path, a query language or a shell reads specially, wherever a key id may come to be written.
+/// Whether `kid` may be a key id: 1 to [`MAX_KID_BYTES`] ASCII letters, digits and characters of `-._~:+=@/` (identity providers
+/// use standard base64), without the segments `.` and `..`. Nothing that a query language or a shell reads specially and
+/// nothing that leaves a directory, wherever a key id may come to be written.
 pub fn is_kid(kid: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:+=@".contains(&byte);
-    !kid.is_empty() && kid.len() <= MAX_KID_BYTES && kid.bytes().all(allowed)
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:+=@/".contains(&byte);
+    !kid.is_empty()
+        && kid.len() <= MAX_KID_BYTES
+        && kid.bytes().all(allowed)
+        && !kid.split('/').any(|segment| matches!(segment, "." | ".."))
 }
 
 /// A signature that does not verify. Deliberately says no more.

@@ -15,6 +15,7 @@ mod condition;
 mod document;
 mod host;
 mod locate;
+mod reach;
 mod rollout;
 mod route;
 mod template;
@@ -70,6 +71,21 @@ impl PolicySet {
     #[must_use]
     pub fn with_version(self, version: u64) -> Self {
         Self { version, ..self }
+    }
+
+    /// The same set in which every policy that is rolled out takes all of its requests, or none: for trying a set where the
+    /// share that a request falls into would be chance.
+    #[must_use]
+    pub fn with_shares(self, inside: bool) -> Self {
+        let rules = self.rules.iter().map(|rule| match &rule.rollout {
+            None => Arc::clone(rule),
+            Some(rollout) => {
+                let per_ten_thousand = if inside { 10_000 } else { 0 };
+                let rollout = Some(Rollout { per_ten_thousand, ..rollout.clone() });
+                Arc::new(Rule { rollout, ..Rule::clone(rule) })
+            }
+        });
+        Self { rules: rules.collect(), ..self }
     }
 
     /// Counts applied sets, from 1; 0 where nobody numbered it.

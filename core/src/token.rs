@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::claims::Claims;
+use crate::claims::{Ancestor, Claims};
 use crate::id::{Id, IdKind};
 use crate::jws::UnverifiedToken;
 use crate::key::{Issuer, Issuers, VerificationKey};
@@ -79,12 +79,12 @@ pub struct TokenIds {
     pub token: Option<Id>,
     /// The tokens that it was derived from, each with the bucket of its own expiry.
     pub ancestors: Vec<(Bucket, Id)>,
-    /// Its session, if it belongs to one.
-    pub session: Option<Id>,
+    /// Its session, if it belongs to one, and those of the tokens that it was derived from.
+    pub session: Vec<Id>,
     /// Its subject, and those of its actors, each within its own issuer.
     pub subjects: Vec<Id>,
-    /// Its client.
-    pub client: Option<Id>,
+    /// Its client, and those of the tokens that it was derived from.
+    pub client: Vec<Id>,
     /// Its issuer's realm, if one of ours.
     pub realm: Option<Id>,
     /// Its issuer.
@@ -124,25 +124,42 @@ impl AuthenticToken {
 impl TokenIds {
     fn of(issuer: &Issuer, kid: &str, claims: &Claims) -> Self {
         let name = issuer.name();
-        let optional = |kind, value: &Option<String>| value.as_deref().map(|value| Id::of(kind, name, value));
+        let of_ancestor = |ancestor: &Ancestor| {
+            let id = Id::of(IdKind::Token, ancestor.issuer.as_deref().unwrap_or(name), &ancestor.jti);
+            (Bucket::of_expiry(ancestor.expires_at), id)
+        };
         Self {
             bucket: Bucket::of_expiry(claims.expires_at),
-            token: optional(IdKind::Token, &claims.jti),
-            ancestors: claims
-                .ancestors
-                .iter()
-                .map(|ancestor| {
-                    (Bucket::of_expiry(ancestor.expires_at), Id::of(IdKind::Token, name, &ancestor.jti))
-                })
-                .collect(),
-            session: optional(IdKind::Session, &claims.session),
+            token: claims.jti.as_deref().map(|jti| Id::of(IdKind::Token, name, jti)),
+            ancestors: claims.ancestors.iter().map(of_ancestor).collect(),
+            session: lineage_ids(IdKind::Session, name, claims, claims.session.as_deref(), |ancestor| {
+                ancestor.session.as_deref()
+            }),
             subjects: subject_ids(name, claims),
-            client: optional(IdKind::Client, &claims.client_id),
+            client: lineage_ids(IdKind::Client, name, claims, claims.client_id.as_deref(), |ancestor| {
+                ancestor.client_id.as_deref()
+            }),
             realm: issuer.realm().map(|realm| Id::of(IdKind::Realm, "", realm)),
             issuer: Id::of(IdKind::Issuer, "", name),
             key: (!kid.is_empty()).then(|| Id::of(IdKind::Key, name, kid)),
         }
     }
+}
+
+/// The token's own value and those of its ancestors, each within its issuer.
+fn lineage_ids<'c>(
+    kind: IdKind,
+    issuer: &'c str,
+    claims: &'c Claims,
+    own: Option<&'c str>,
+    of: impl Fn(&'c Ancestor) -> Option<&'c str>,
+) -> Vec<Id> {
+    let own = own.map(|value| (issuer, value));
+    let inherited = claims
+        .ancestors
+        .iter()
+        .filter_map(|ancestor| Some((ancestor.issuer.as_deref().unwrap_or(issuer), of(ancestor)?)));
+    own.into_iter().chain(inherited).map(|(issuer, value)| Id::of(kind, issuer, value)).collect()
 }
 
 fn subject_ids(issuer: &str, claims: &Claims) -> Vec<Id> {

@@ -6,10 +6,12 @@ mod mint;
 
 use atm_core::base64url;
 use atm_core::binding::Confirmation;
+use atm_core::claims::{MAX_ACTORS, MAX_ANCESTORS};
 use atm_core::id::{Id, IdKind};
 use atm_core::jws::{MAX_HEADER_BYTES, MAX_TOKEN_BYTES, UnverifiedToken};
 use atm_core::key::{Algorithm, Issuer, Issuers};
 use atm_core::reason::Reason;
+use atm_core::revocation::Bucket;
 use atm_core::token::{AuthenticToken, KeyedToken};
 use mint::{ISSUER, Minter, NOW, good_claims};
 use proptest::prelude::*;
@@ -86,12 +88,148 @@ fn claims_and_ids_are_kept() {
     assert_eq!(&*signed.kid, "k1");
     let id = |kind, value: &str| Id::of(kind, ISSUER, value);
     assert_eq!(signed.ids.token, Some(id(IdKind::Token, "t-1")));
-    assert_eq!(signed.ids.session, Some(id(IdKind::Session, "s-1")));
-    assert_eq!(signed.ids.client, Some(id(IdKind::Client, "shop")));
+    assert_eq!(signed.ids.session, [id(IdKind::Session, "s-1")]);
+    assert_eq!(signed.ids.client, [id(IdKind::Client, "shop")]);
     assert_eq!(signed.ids.key, Some(id(IdKind::Key, "k1")));
     assert_eq!(signed.ids.realm, Some(Id::of(IdKind::Realm, "", "default")));
     let robot = Id::of(IdKind::Subject, "https://other.example", "robot");
     assert_eq!(signed.ids.subjects, [id(IdKind::Subject, "alice"), id(IdKind::Subject, "agent"), robot]);
+}
+
+#[test]
+fn a_derived_token_can_be_revoked_by_all_that_it_came_from() {
+    let minter = Minter::new(Algorithm::EdDSA);
+    let ancestors = json!([
+        {"jti": "a-1", "exp": NOW + 7_200, "sid": "s-0", "client_id": "portal"},
+        {"jti": "a-2", "exp": NOW + 60, "iss": "https://idp.example", "sid": "idp-session"},
+    ]);
+    let signed = verify(&minter.token(&json!({}), &json!({ "atm_ancestors": ancestors })), &minter.issuers());
+    let ids = signed.unwrap().ids;
+    let id = |kind, value: &str| Id::of(kind, ISSUER, value);
+    let of_idp = |kind, value: &str| Id::of(kind, "https://idp.example", value);
+    assert_eq!(
+        ids.ancestors,
+        [
+            (Bucket::of_expiry(NOW + 7_200), id(IdKind::Token, "a-1")),
+            (Bucket::of_expiry(NOW + 60), of_idp(IdKind::Token, "a-2")),
+        ]
+    );
+    let sessions =
+        [id(IdKind::Session, "s-1"), id(IdKind::Session, "s-0"), of_idp(IdKind::Session, "idp-session")];
+    assert_eq!(ids.session, sessions);
+    assert_eq!(ids.client, [id(IdKind::Client, "shop"), id(IdKind::Client, "portal")]);
+}
+
+#[test]
+fn chains_are_bounded_and_well_formed() {
+    let minter = Minter::new(Algorithm::EdDSA);
+    let issuers = minter.issuers();
+    let chain = |depth: usize| {
+        (0..depth).fold(json!(null), |inner, level| {
+            let mut actor = json!({ "sub": format!("actor-{level}") });
+            if !inner.is_null() {
+                actor["act"] = inner;
+            }
+            actor
+        })
+    };
+    let ancestors = |count: usize| {
+        (0..count).map(|number| json!({"jti": number.to_string(), "exp": NOW})).collect::<Vec<_>>()
+    };
+    assert!(verify(&minter.token(&json!({}), &json!({"act": chain(MAX_ACTORS)})), &issuers).is_ok());
+    let full = json!({ "atm_ancestors": ancestors(MAX_ANCESTORS) });
+    assert!(verify(&minter.token(&json!({}), &full), &issuers).is_ok());
+    for claims in [
+        json!({"act": chain(MAX_ACTORS + 1)}),
+        json!({"act": "agent"}),
+        json!({"act": {}}),
+        json!({"act": {"sub": 1}}),
+        json!({"act": {"sub": "a", "act": []}}),
+        json!({ "atm_ancestors": ancestors(MAX_ANCESTORS + 1) }),
+        json!({"atm_ancestors": {"jti": "a", "exp": NOW}}),
+        json!({"atm_ancestors": ["a"]}),
+        json!({"atm_ancestors": [{"jti": "a"}]}),
+        json!({"atm_ancestors": [{"exp": NOW}]}),
+        json!({"atm_ancestors": [{"jti": "a", "exp": "1"}]}),
+        json!({"atm_ancestors": [{"jti": "a", "exp": NOW, "sid": 1}]}),
+        json!({"atm_ancestors": [{"jti": "a", "exp": NOW, "iss": ["x"]}]}),
+    ] {
+        let token = minter.token(&json!({}), &claims);
+        assert_eq!(refusal(&token, &issuers), Some(Reason::ClaimMalformed), "{claims}");
+    }
+}
+
+#[test]
+fn a_kid_may_be_base64_and_never_leads_out_of_a_directory() {
+    let minter = Minter::new(Algorithm::EdDSA);
+    for kid in ["QE0pkx/ZPAPr9w6Pcb+o=", "/leading", "a//b", "a.b..c", "2026-01-31T08:00:00Z"] {
+        let mut issuers = Issuers::default();
+        issuers.set(Issuer::new(ISSUER, Some("default".into()), vec![minter.key(kid)]));
+        let token = minter.token(&json!({ "kid": kid }), &json!({}));
+        assert!(verify(&token, &issuers).is_ok(), "{kid}");
+    }
+    for kid in [
+        "..",
+        ".",
+        "../k1",
+        "a/../k1",
+        "a/.",
+        "/..",
+        "k1\0",
+        "k1\n",
+        "k 1",
+        "k1;",
+        "k1\\",
+        "\u{212a}1",
+        "k1%2e",
+    ] {
+        let token = minter.token(&json!({ "kid": kid }), &json!({}));
+        assert_eq!(refusal(&token, &minter.issuers()), Some(Reason::TokenMalformed), "{kid:?}");
+    }
+}
+
+/// RFC 9864 gives the key's algorithm its own name; both mean the same here, in tokens and in key sets. Of the curve that
+/// `EdDSA` may mean too (Ed448) there is no verifier, and of names for one use only (RFC 8812's ES256K) neither.
+#[test]
+fn names_of_algorithms_are_exact() {
+    let minter = Minter::new(Algorithm::EdDSA);
+    for (name, taken) in [
+        ("EdDSA", true),
+        ("Ed25519", true),
+        ("ed25519", false),
+        ("EDDSA", false),
+        ("Ed448", false),
+        ("ES256K", false),
+        ("ES256", false),
+    ] {
+        let token = minter.token(&json!({ "alg": name }), &json!({}));
+        assert_eq!(verify(&token, &minter.issuers()).is_ok(), taken, "{name}");
+        let mut jwk = minter.jwk();
+        jwk["alg"] = name.into();
+        assert_eq!(atm_core::jwk::spki_from_jwk(&jwk).is_ok(), taken, "{name}");
+    }
+}
+
+/// Hundreds of issuers that share their kids: each token finds the key of its own, by its name alone.
+#[test]
+fn a_token_finds_its_issuer_among_hundreds() {
+    let minters: Vec<Minter> = (0..4).map(|_| Minter::new(Algorithm::EdDSA)).collect();
+    let mut issuers = Issuers::default();
+    for number in 0..800 {
+        let key = minters[number % minters.len()].key("k1");
+        issuers.set(Issuer::new(format!("https://issuer-{number}.example"), None, vec![key]));
+    }
+    assert_eq!(issuers.len(), 800);
+    for number in [0, 1, 399, 798, 799] {
+        let name = format!("https://issuer-{number}.example");
+        for (at, minter) in minters.iter().enumerate() {
+            let token = minter.token(&json!({}), &json!({ "iss": name }));
+            let expected = (at != number % minters.len()).then_some(Reason::SignatureInvalid);
+            assert_eq!(refusal(&token, &issuers), expected, "{name} by {at}");
+        }
+    }
+    let unknown = minters[0].token(&json!({}), &json!({"iss": "https://issuer-800.example"}));
+    assert_eq!(refusal(&unknown, &issuers), Some(Reason::IssuerUnknown));
 }
 
 #[test]

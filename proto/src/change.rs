@@ -246,8 +246,17 @@ pub enum ApplyError {
     },
 }
 
+/// The first mistake in one line, and how many there are: the text travels in reports and stands in tables.
 fn join(errors: &[PolicyError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    let Some(PolicyError { document, line, column, path, message, .. }) = errors.first() else {
+        return String::new();
+    };
+    let more = match errors.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
+    format!("document {}, line {line}, column {column}: {path}{message}{more}", document + 1)
 }
 
 /// Puts `change` in force in `view`. On an error the view is as it was before.

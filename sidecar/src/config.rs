@@ -1,10 +1,11 @@
 //! The configuration file: every key, its default and its bounds. All mistakes are reported at once.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use atm_core::settings::{Mistake, Section, Settings};
+use atm_core::settings::{Mistake, Reader, Section};
 use atm_proto::signature::{FeedPublicKey, TrustedFeedKeys};
 use atm_proto::subject::Subjects;
 use atm_telemetry::TracingSettings;
@@ -148,9 +149,10 @@ impl Config {
         text: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Vec<Mistake>> {
-        let settings = Settings::parse(text, environment);
-        let config = Self::read(&settings.root());
-        settings.finish().map(|()| config)
+        let environment: BTreeMap<String, String> = environment.into_iter().collect();
+        let reader = Reader::new(text, &environment).map_err(|mistake| vec![mistake])?;
+        let config = Self::read(&reader.root());
+        reader.finish().map(|()| config)
     }
 
     fn read(root: &Section<'_>) -> Self {
@@ -162,7 +164,7 @@ impl Config {
             nats_url: nats_url(&nats),
             nats_credentials: nats.text("credentials").map(PathBuf::from),
             feed_keys: feed_keys(root),
-            store_path: store.required("path", "/var/lib/atm/sidecar").into(),
+            store_path: store.required("path").into(),
             block_cache: mebibytes(&store, "blockCacheMiB", 64, 1..=65_536),
             rebuild_on_corruption: rebuild(&store),
             listen: listen(&root.section("listen")),
@@ -185,7 +187,7 @@ impl Config {
 }
 
 fn nats_url(nats: &Section<'_>) -> String {
-    let url = nats.required("url", "nats://127.0.0.1:4222");
+    let url = nats.required("url");
     let is_server = |one: &str| {
         let (scheme, rest) = one.trim().split_once("://").unwrap_or(("nats", one.trim()));
         matches!(scheme, "nats" | "tls" | "ws" | "wss") && !rest.is_empty()
@@ -207,7 +209,7 @@ fn feed_keys(root: &Section<'_>) -> TrustedFeedKeys {
     }
     let parse = |(at, text): (usize, &String)| {
         let key = text.parse::<FeedPublicKey>();
-        key.map_err(|error| root.mistake(&format!("feedKeys[{at}]"), &error.to_string())).ok()
+        key.map_err(|error| root.mistake(&format!("feedKeys[{at}]"), error.to_string())).ok()
     };
     TrustedFeedKeys::new(texts.iter().enumerate().filter_map(parse).collect())
 }

@@ -157,6 +157,16 @@ impl TokenMint {
         })
     }
 
+    /// As [`Self::to_change`], without one of the keys.
+    pub fn to_change_without(&self, kid: &str) -> wire::change::Kind {
+        wire::change::Kind::IssuerKeys(wire::IssuerKeys {
+            issuer: self.issuer.clone(),
+            realm: self.realm.clone(),
+            keys: self.keys.iter().filter(|key| key.kid() != kid).map(SigningKey::to_wire).collect(),
+            token_types: vec![],
+        })
+    }
+
     /// The 16-byte id of a thing that belongs to this issuer; realms and issuers are global.
     pub fn id(&self, kind: IdKind, value: &str) -> Id {
         let issuer = if matches!(kind, IdKind::Realm | IdKind::Issuer) { "" } else { &self.issuer };

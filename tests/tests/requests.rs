@@ -30,7 +30,7 @@ struct Mesh {
     envoy: Envoy,
     sidecar: Sidecar,
     _upstream: Upstream,
-    _author: FeedAuthor,
+    author: FeedAuthor,
     _nats: NatsServer,
     mint: TokenMint,
     other: TokenMint,
@@ -59,7 +59,7 @@ impl Mesh {
         sidecar.until_applied(revision).await;
         let upstream = Upstream::start().await;
         let envoy = Envoy::start(upstream.address(), &sidecar.socket()).await;
-        Self { envoy, sidecar, _upstream: upstream, _author: author, _nats: nats, mint, other }
+        Self { envoy, sidecar, _upstream: upstream, author, _nats: nats, mint, other }
     }
 
     async fn judge(&self, cases: &[Case]) {
@@ -89,6 +89,29 @@ async fn every_request_gets_the_answer_it_must() {
     let permits = mesh.sidecar.metric("atm_sidecar_decisions_total{reason=\"permit\"}").await;
     let expired = mesh.sidecar.metric("atm_sidecar_decisions_total{reason=\"expired\"}").await;
     assert!(permits >= 10.0 && expired >= 2.0, "decisions are counted by reason: {permits}, {expired}");
+}
+
+/// What was verified is kept by the keys in force: a key that goes takes with it what it verified, also what was seen before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_key_is_believed_no_more() {
+    let mesh = Mesh::start().await;
+    let (old, new) = (mesh.mint.token().sign(), mesh.mint.token().with_key("ed").sign());
+    let send = async |token: &str| {
+        let answer =
+            http::exchange(mesh.envoy.address(), &headers::get_orders(token)).await.expect("Envoy answers");
+        answer.header("x-atm-reason").unwrap_or("permit").to_owned()
+    };
+    for token in [&old, &new, &old] {
+        assert_eq!(send(token).await, "permit");
+    }
+    let revision = mesh.author.publish(vec![mesh.mint.to_change_without("es256")]).await;
+    mesh.sidecar.until_applied(revision).await;
+    assert_eq!(send(&old).await, "key_unknown");
+    assert_eq!(send(&new).await, "permit");
+    // It comes back, and with it what it signed.
+    let revision = mesh.author.publish(vec![mesh.mint.to_change()]).await;
+    mesh.sidecar.until_applied(revision).await;
+    assert_eq!(send(&old).await, "permit");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

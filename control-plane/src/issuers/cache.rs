@@ -26,7 +26,8 @@ impl Default for RefreshIntervals {
         Self {
             shortest: Duration::from_mins(1),
             default: Duration::from_mins(15),
-            longest: Duration::from_hours(24),
+            // A day, which some answer with, would be the outage after a rotation that was not announced.
+            longest: Duration::from_hours(1),
             first_retry: Duration::from_secs(5),
             longest_retry: Duration::from_mins(10),
         }
@@ -111,7 +112,7 @@ mod tests {
             (&[("cache-control", "max-age=300"), ("age", "100")], 200),
             (&[("cache-control", "max-age=300"), ("age", "1000")], 60),
             (&[("cache-control", "max-age=1")], 60),
-            (&[("cache-control", "max-age=99999999")], 86_400),
+            (&[("cache-control", "max-age=99999999")], 3_600),
             (&[("cache-control", "max-age=-1")], 60),
             (&[("cache-control", "no-store")], 60),
             (&[("cache-control", "max-age=300"), ("cache-control", "no-cache")], 60),

@@ -179,6 +179,73 @@ async fn a_slow_issuer_holds_up_no_other_and_is_asked_once() {
     assert!(issuers.refresh(&registered.id).await.unwrap().last_error.is_none());
 }
 
+/// More issuers hang than may be fetched at once, and one that answers is still kept up to date.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_bad_issuers_hold_up_no_good_one() {
+    let (fixture, bad, good) = (Fixture::start().await, Idp::start().await, Idp::start().await);
+    let issuers = issuers(&fixture);
+    bad.publish(None);
+    for number in 0..CONCURRENCY + CONCURRENCY_OF_FAILING {
+        let name = format!("https://bad-{number}.example");
+        let jwks_uri = Some(format!("{}/keys", bad.name));
+        let registered = issuers.register(IssuerSettings { jwks_uri, ..settings(&name) }).await.unwrap();
+        assert_eq!(registered.failures, 1);
+    }
+    *bad.state.slow.lock().unwrap() = true;
+    good.publish(None);
+    let waiting = issuers.register(good.settings()).await.unwrap();
+    let fetches = bad.state.fetches.load(Ordering::SeqCst);
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(issuers.clone().run(shutdown.clone()));
+    // The failing ones take all of their slots and no more.
+    let until = async |reached: &(dyn Fn() -> bool + Sync)| {
+        let wait = async {
+            while !reached() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), wait).await.expect("it comes to that");
+    };
+    until(&|| bad.state.fetches.load(Ordering::SeqCst) == fetches + CONCURRENCY_OF_FAILING).await;
+    // An administrator's look is not held up, nor is what is due by itself once it has answered.
+    good.publish(Some(&["one"]));
+    assert_eq!(kids(&issuers.refresh(&waiting.id).await.unwrap()), ["one"]);
+    let asked = good.state.fetches.load(Ordering::SeqCst);
+    let made_due = transact!(fixture.store, |transaction| -> Result<(), StoreError> {
+        let mut issuer = trusted_issuers::locked(transaction, &waiting.id).await?.unwrap();
+        issuer.next_fetch = 0;
+        trusted_issuers::update(transaction, &issuer).await
+    });
+    made_due.unwrap();
+    until(&|| good.state.fetches.load(Ordering::SeqCst) > asked).await;
+    assert_eq!(bad.state.fetches.load(Ordering::SeqCst), fetches + CONCURRENCY_OF_FAILING);
+    shutdown.cancel();
+    running.await.unwrap();
+}
+
+/// An issuer that answers in turns with its keys, with an error and with nonsense.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flapping_issuer_stays_trusted_and_changes_nothing() {
+    let (fixture, idp) = (Fixture::start().await, Idp::start().await);
+    let issuers = issuers(&fixture);
+    let first = issuers.register(idp.settings()).await.unwrap();
+    let keys = idp.state.jwks.lock().unwrap().clone();
+    let sequenced = fixture.feed.position().revision;
+    for round in 0..3 {
+        idp.publish(None);
+        let failed = issuers.refresh(&first.id).await.unwrap();
+        assert_eq!((failed.failures, &failed.published), (1, &first.published), "round {round}");
+        *idp.state.jwks.lock().unwrap() = Some(json!({"keys": [{"kty": "oct", "kid": "one", "k": "AQ"}]}));
+        let useless = issuers.refresh(&first.id).await.unwrap();
+        assert_eq!((useless.failures, &useless.published), (2, &first.published));
+        assert!(useless.last_error.as_ref().unwrap().contains("no usable signature key"), "{useless:?}");
+        (*idp.state.jwks.lock().unwrap()).clone_from(&keys);
+        let back = issuers.refresh(&first.id).await.unwrap();
+        assert_eq!((back.failures, &back.published, back.last_error), (0, &first.published, None));
+    }
+    assert!(fixture.feed.position().revision <= sequenced.max(1), "the same keys are no change");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_can_be_given_and_settings_are_checked() {
     let fixture = Fixture::start().await;

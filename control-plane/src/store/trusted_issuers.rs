@@ -99,15 +99,28 @@ pub(crate) async fn list(store: &Store, after: &str, limit: u32) -> Result<Vec<T
         .collect()
 }
 
-/// Ids of issuers that are to be looked at, the longest overdue first.
-pub(crate) async fn due(store: &Store, now_ms: i64, limit: u32) -> Result<Vec<String>, StoreError> {
-    query("SELECT id FROM trusted_issuers WHERE next_fetch <= $1 ORDER BY next_fetch LIMIT $2")
+/// An issuer that is to be looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) id: String,
+    /// Whether it failed the last time.
+    pub(crate) failing: bool,
+}
+
+/// Issuers that are to be looked at: those that did not fail the last time before the others, the longest overdue first.
+pub(crate) async fn due(store: &Store, now_ms: i64, limit: u32) -> Result<Vec<Due>, StoreError> {
+    let text = "SELECT id, failures FROM trusted_issuers WHERE next_fetch <= $1 \
+                ORDER BY CASE WHEN failures > 0 THEN 1 ELSE 0 END, next_fetch LIMIT $2";
+    query(text)
         .bind(now_ms)
         .bind(i64::from(limit))
         .fetch_all(store)
         .await?
         .iter()
-        .map(|row| row.get("id"))
+        .map(|row| {
+            let failures: i64 = row.get("failures")?;
+            Ok(Due { id: row.get("id")?, failing: failures > 0 })
+        })
         .collect()
 }
 

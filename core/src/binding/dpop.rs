@@ -100,6 +100,7 @@ pub enum DpopError {
 pub struct VerifiedProof {
     replay_id: [u8; 16],
     expires_at: UnixMillis,
+    nonce_ends: bool,
 }
 
 impl VerifiedProof {
@@ -111,6 +112,11 @@ impl VerifiedProof {
     /// Until when it must be remembered: afterwards it is too old by itself.
     pub fn expires_at(&self) -> UnixMillis {
         self.expires_at
+    }
+
+    /// Whether a nonce was asked for and the proof's will soon be taken no more: the answer brings the next one (RFC 9449 §8.2).
+    pub fn nonce_ends(&self) -> bool {
+        self.nonce_ends
     }
 }
 
@@ -213,12 +219,16 @@ impl<'a> Claims<'a> {
         if verify_slices_are_equal(token_hash.as_bytes(), self.token_hash.as_bytes()).is_err() {
             return Err(DpopError::TokenMismatch);
         }
-        if let NonceCheck::Required(key) = expected.nonce {
-            let nonce = self.nonce.ok_or(DpopError::NonceMissing)?;
-            if !key.accepts(nonce, expected.now) {
-                return Err(DpopError::NonceInvalid);
+        let nonce_ends = match expected.nonce {
+            NonceCheck::NotAsked => false,
+            NonceCheck::Required(key) => {
+                let nonce = self.nonce.ok_or(DpopError::NonceMissing)?;
+                if !key.accepts(nonce, expected.now) {
+                    return Err(DpopError::NonceInvalid);
+                }
+                !key.is_current(nonce, expected.now)
             }
-        }
+        };
         let now = expected.now.seconds();
         if self.issued_at > now.saturating_add(expected.clock_skew_seconds) {
             return Err(DpopError::IssuedInFuture);
@@ -236,7 +246,8 @@ impl<'a> Claims<'a> {
         let mut replay_id = [0; 16];
         replay_id.copy_from_slice(&context.finish().as_ref()[..16]);
         // To the end of the last second in which it would be taken.
-        Ok(VerifiedProof { replay_id, expires_at: UnixMillis::from_seconds(last.saturating_add(1)) })
+        let expires_at = UnixMillis::from_seconds(last.saturating_add(1));
+        Ok(VerifiedProof { replay_id, expires_at, nonce_ends })
     }
 }
 

@@ -40,6 +40,11 @@ impl NonceKey {
         })
     }
 
+    /// Whether it is the one that [`Self::issue`] gives now: one of the step before is taken and ends soon.
+    pub fn is_current(&self, nonce: &str, now: UnixMillis) -> bool {
+        constant_time::verify_slices_are_equal(self.issue(now).as_bytes(), nonce.as_bytes()).is_ok()
+    }
+
     fn of_step(&self, step: i64) -> String {
         let tag = hmac::sign(&self.0, format!("atm-dpop-nonce-v1 {step}").as_bytes());
         base64url::encode(&tag.as_ref()[..BYTES])
@@ -61,6 +66,7 @@ mod tests {
         let nonce = key.issue(made);
         let after = |seconds| UnixMillis::from_seconds(1_700_000_000 + seconds);
         assert!(key.accepts(&nonce, made) && key.accepts(&nonce, after(STEP_SECONDS)));
+        assert!(key.is_current(&nonce, made) && !key.is_current(&nonce, after(STEP_SECONDS)));
         assert!(!key.accepts(&nonce, after(2 * STEP_SECONDS)));
         assert!(!key.accepts(&nonce, after(-STEP_SECONDS)));
         assert!(!other.accepts(&nonce, made) && !key.accepts("", made));

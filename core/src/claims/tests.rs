@@ -59,6 +59,21 @@ fn claims_of_the_wrong_type_never_read_as_absent() {
 }
 
 #[test]
+fn scopes_are_read_from_scp_where_there_is_no_scope() {
+    let scopes = |changes: Value| Claims::from_object(raw(changes)).map(|claims| claims.scope);
+    let both = vec!["a".to_owned(), "b".to_owned()];
+    assert_eq!(scopes(json!({})), Ok(both.clone()));
+    assert_eq!(scopes(json!({"scope": null, "scp": "a b"})), Ok(both.clone()));
+    assert_eq!(scopes(json!({"scope": null, "scp": ["a", "b"]})), Ok(both.clone()));
+    assert_eq!(scopes(json!({"scp": ["c"]})), Ok(both));
+    assert_eq!(scopes(json!({"scope": "", "scp": ["c"]})), Ok(vec![]));
+    assert_eq!(scopes(json!({"scope": null})), Ok(vec![]));
+    for scp in [json!(1), json!(["a b"]), json!([1]), json!([""]), json!({"a": 1}), json!("a\"")] {
+        assert_eq!(scopes(json!({"scope": null, "scp": scp})), Err(Reason::ClaimMalformed), "{scp}");
+    }
+}
+
+#[test]
 fn required_claims_are_required() {
     for name in ["iss", "sub", "aud", "exp", "iat"] {
         assert_eq!(judged(json!({name: null})), Err(Reason::ClaimMissing), "{name}");

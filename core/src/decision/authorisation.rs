@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::binding::BoundToken;
 use super::memory::{Memory, ProofUse};
-use crate::binding::{CertificateDetails, ClientCertificate};
+use crate::binding::{CertificateDetails, ClientCertificate, VerifiedProof};
 use crate::claims::{Expectations, ValidClaims};
 use crate::path::NormalisedPath;
 use crate::policy::{CertificateFacts, Facts, Route, TokenRequirements};
@@ -88,8 +88,9 @@ impl<'t> Authorised<'t> {
 
     /// Notes the use of the proof that the token came with, if it came with one.
     pub(super) fn use_proof(self, memory: &impl Memory, now: UnixMillis) -> Result<Used<'t>, Reason> {
+        let nonce_ends = self.bound.proof().is_some_and(VerifiedProof::nonce_ends);
         match self.bound.proof().map(|proof| memory.first_use(proof, now)) {
-            None | Some(ProofUse::First) => Ok(Used { token: self.bound.token() }),
+            None | Some(ProofUse::First) => Ok(Used { token: self.bound.token(), nonce_ends }),
             Some(ProofUse::Again) => Err(Reason::ProofReplayed),
             Some(ProofUse::Full) => Err(Reason::ProofsExhausted),
         }
@@ -100,11 +101,17 @@ impl<'t> Authorised<'t> {
 #[derive(Debug)]
 pub(super) struct Used<'t> {
     token: &'t Arc<AuthenticToken>,
+    nonce_ends: bool,
 }
 
 impl<'t> Used<'t> {
     pub(super) fn token(&self) -> &'t Arc<AuthenticToken> {
         self.token
+    }
+
+    /// Whether the client needs another nonce soon.
+    pub(super) fn nonce_ends(&self) -> bool {
+        self.nonce_ends
     }
 }
 

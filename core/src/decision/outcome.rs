@@ -85,6 +85,8 @@ pub struct Permit {
     pub token: Option<Arc<AuthenticToken>>,
     /// How fresh the knowledge was.
     pub freshness: Freshness,
+    /// The nonce for the next DPoP proof, where the one that was used ends soon (RFC 9449 §8.2).
+    pub nonce: Option<String>,
     /// Where in the rule's list the credential came from.
     source: Option<usize>,
 }
@@ -96,7 +98,11 @@ impl Permit {
         source: Option<usize>,
         freshness: Freshness,
     ) -> Self {
-        Self { rule, token, freshness, source }
+        Self { rule, token, freshness, nonce: None, source }
+    }
+
+    pub(super) fn with_nonce(self, nonce: Option<String>) -> Self {
+        Self { nonce, ..self }
     }
 
     /// Where the credential came from; none where the rule asks for none.

@@ -5,15 +5,20 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::condition::Condition;
+use super::condition::{Condition, MAX_PATTERN_BYTES};
 use super::document::{API_VERSION, Document, KIND, MAX_CLOCK_SKEW_SECONDS, RuleDocument, Scopes, Spec};
 use super::host::HostPattern;
 use super::locate::{Place, Step, locate, locate_text, steps};
 use super::route::Routes;
 use super::template::Template;
-use super::{Access, Mode, PolicyError, PolicySet, Rollout, Rule, TokenRequirements, Upstream, is_token};
+use super::{
+    Access, CredentialSource, Mode, PolicyError, PolicySet, Rollout, Rule, TokenRequirements, Upstream,
+    is_token,
+};
 
 mod credential;
+mod routes;
+mod scopes;
 mod settings;
 
 /// Length of a policy's or a rule's name at most, in bytes.
@@ -28,7 +33,7 @@ const MAX_NAME_BYTES: usize = 63;
 /// Every mistake found, in the order of the documents and their lines. A document that is no YAML, or has keys that do not exist, shows its
 /// first mistake only; ties between rules are looked for once each rule is right by itself.
 pub fn compile(documents: &[String]) -> Result<PolicySet, Vec<PolicyError>> {
-    let mut compiler = Compiler::default();
+    let mut compiler = Compiler { pattern_bytes: MAX_PATTERN_BYTES, ..Compiler::default() };
     for (index, text) in documents.iter().enumerate() {
         compiler.text(index, text);
     }
@@ -60,6 +65,8 @@ struct Compiler<'t> {
     rules: Vec<Arc<Rule>>,
     /// Of each rule, where it was written.
     sources: Vec<Source<'t>>,
+    /// Bytes that regular expressions may still take.
+    pattern_bytes: usize,
 }
 
 impl<'t> Compiler<'t> {
@@ -99,6 +106,7 @@ impl<'t> Compiler<'t> {
         }
         self.identifiers(source, "spec.issuers", &spec.issuers);
         self.identifiers(source, "spec.audiences", &spec.audiences);
+        self.known_scopes(source, &spec);
         let inherited = Inherited {
             policy: Arc::clone(&name),
             rollout: self.rollout(source, spec.rollout.as_ref(), spec.mode),
@@ -139,6 +147,7 @@ impl<'t> Compiler<'t> {
         }
         let (hosts, paths) =
             (self.hosts(source, path, rule.hosts.as_deref()), self.paths(source, path, &rule.paths));
+        let credential = self.credential(source, path, rule, spec);
         Rule {
             policy: Arc::clone(&inherited.policy),
             index,
@@ -147,8 +156,8 @@ impl<'t> Compiler<'t> {
             rollout: inherited.rollout.clone(),
             methods: self.methods(source, path, rule.methods.as_deref()),
             extensions: rule.extensions.0.clone(),
-            access: self.access(source, path, rule, spec, &paths),
-            credential: self.credential(source, path, rule, spec),
+            access: self.access(source, path, rule, spec, &paths, &credential),
+            credential,
             forward_token: spec.forward_token,
             on_stale: self.on_stale(source, path, rule, spec),
             upstream: Arc::clone(&inherited.upstream),
@@ -224,6 +233,7 @@ impl<'t> Compiler<'t> {
         rule: &RuleDocument,
         spec: &Spec,
         templates: &[Template],
+        credential: &[CredentialSource],
     ) -> Access {
         let own = [
             ("issuers", rule.issuers.is_some()),
@@ -248,22 +258,14 @@ impl<'t> Compiler<'t> {
             let message = "the rule needs `audiences`, here or in `spec`, or `allowAnonymous: true`";
             self.report(source, path, None, message);
         }
-        let no_scopes = Scopes::default();
-        let Scopes { all, any } = rule.scopes.as_ref().unwrap_or(&no_scopes);
-        for (key, scopes) in [("all", all), ("any", any)] {
-            self.each(source, &format!("{path}.scopes.{key}"), scopes, check_scope);
-        }
-        if let Some(scope) = any.iter().find(|scope| all.contains(scope)) {
-            let message = "has no effect: a scope of `all` is in it, so one of them is always there";
-            self.report(source, &format!("{path}.scopes.any"), Some(scope), message);
-        }
-        let (binding, dpop) = self.binding(source, path, rule, spec);
+        let Scopes { all, any } = self.scopes(source, path, rule, spec);
+        let (binding, dpop) = self.binding(source, path, rule, spec, credential);
         Access::Token(TokenRequirements {
             issuers: rule.issuers.as_ref().unwrap_or(&spec.issuers).clone(),
             audiences,
             clock_skew: i64::from(spec.clock_skew_seconds),
-            all_scopes: all.clone(),
-            any_scopes: any.clone(),
+            all_scopes: all,
+            any_scopes: any,
             accepts: self.accepts(source, path, rule, spec),
             condition: self.condition(source, path, rule.condition.as_deref(), templates),
             binding,
@@ -281,8 +283,16 @@ impl<'t> Compiler<'t> {
     ) -> Option<Condition> {
         let text = text?;
         let path = format!("{path}.condition");
-        match Condition::compile(text) {
+        match Condition::compile_within(text, &mut self.pattern_bytes) {
             Ok(condition) => {
+                if let Some(outcome) = condition.constant() {
+                    let message = match outcome {
+                        Ok(true) => "is always true; leave it out",
+                        Ok(false) => "is always false, so that the rule permits nothing",
+                        Err(_) => "has no outcome, whatever the request, so that the rule permits nothing",
+                    };
+                    self.report(source, &path, None, message);
+                }
                 for name in condition.path_parameters() {
                     if let Some(template) = templates.iter().find(|template| !template.has_parameter(name)) {
                         let message = format_args!(
@@ -335,23 +345,17 @@ impl<'t> Compiler<'t> {
     fn finish(mut self) -> Result<PolicySet, Vec<PolicyError>> {
         let routes = Routes::build(self.rules.iter().map(AsRef::as_ref), Mode::Enforce);
         let shadow = Routes::build(self.rules.iter().map(AsRef::as_ref), Mode::Shadow);
+        // Routes of rules that are not what was meant would only confuse.
         if self.errors.is_empty() {
-            for tie in routes.ties(&self.rules).into_iter().chain(shadow.ties(&self.rules)) {
-                let ((rule, path), (other, other_path)) = (tie.later, tie.earlier);
-                let (later, earlier) = (&self.rules[rule], &self.rules[other]);
-                let message = format_args!(
-                    "some requests match this and path `{}` of rule `{}` of policy `{}`, and neither is more specific; \
-                     tell them apart by path, host, methods or extensions",
-                    earlier.paths[other_path].as_str(),
-                    earlier.name,
-                    earlier.policy,
-                );
-                let place = format!("spec.rules[{}].paths[{path}]", later.index);
-                self.errors.push(self.sources[rule].error(&place, Some(later.paths[path].as_str()), message));
-            }
+            self.ties(&routes);
+            self.ties(&shadow);
+        }
+        if self.errors.is_empty() {
+            self.unreachable();
         }
         if !self.errors.is_empty() {
             self.errors.sort_by_key(|error| (error.document, error.line, error.column));
+            self.errors.dedup(); // what several rules inherit
             return Err(self.errors);
         }
         Ok(PolicySet {
@@ -425,14 +429,5 @@ fn check_name(name: &str) -> Result<(), &'static str> {
         Ok(())
     } else {
         Err("a name has 1 to 63 small letters, digits, `-`, `.` and `_`")
-    }
-}
-
-/// `scope-token` of RFC 6749 §3.3.
-fn check_scope(scope: &str) -> Result<(), String> {
-    if !scope.is_empty() && scope.bytes().all(|byte| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)) {
-        Ok(())
-    } else {
-        Err("is no scope: printable ASCII without spaces, quotes and backslashes".into())
     }
 }

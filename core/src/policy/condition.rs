@@ -13,16 +13,22 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json};
 
 mod compile;
+mod cost;
 mod evaluate;
+mod pattern;
 #[cfg(test)]
 mod tests;
 mod time;
+mod tree;
+mod types;
 mod value;
 
-use compile::Compiled;
+use tree::Compiled;
 
 /// Length of an expression at most, in bytes.
 const MAX_TEXT_BYTES: usize = 4 * 1024;
+/// Bytes that the regular expressions of a policy set may take together.
+pub(super) const MAX_PATTERN_BYTES: usize = 8 * 1024 * 1024;
 /// Steps that one evaluation may take; a step is a node of the tree, or 64 bytes of a text that is searched.
 const MAX_STEPS: u32 = 20_000;
 
@@ -107,7 +113,22 @@ impl Condition {
     ///
     /// The first mistake, with its place.
     pub fn compile(text: &str) -> Result<Self, ConditionError> {
-        compile::compile(text).map(|compiled| Self(Arc::new(compiled)))
+        Self::compile_within(text, &mut { MAX_PATTERN_BYTES })
+    }
+
+    /// As [`Self::compile`]; what its regular expressions take is taken from `pattern_bytes`.
+    pub(super) fn compile_within(text: &str, pattern_bytes: &mut usize) -> Result<Self, ConditionError> {
+        compile::compile(text, pattern_bytes).map(|compiled| Self(Arc::new(compiled)))
+    }
+
+    /// The one outcome of an expression that asks for nothing of a request.
+    pub(super) fn constant(&self) -> Option<Result<bool, ConditionFault>> {
+        self.0.root.is_constant().then(|| evaluate::evaluate(&self.0.root, &Nothing))
+    }
+
+    /// Bytes that its regular expressions take.
+    pub fn pattern_bytes(&self) -> usize {
+        self.0.pattern_bytes
     }
 
     /// As written.
@@ -133,5 +154,47 @@ impl Condition {
 impl fmt::Debug for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Condition({:?})", self.0.text)
+    }
+}
+
+/// No request at all.
+struct Nothing;
+
+impl Facts for Nothing {
+    fn method(&self) -> &'static str {
+        ""
+    }
+    fn host(&self) -> &'static str {
+        ""
+    }
+    fn path(&self) -> &'static str {
+        ""
+    }
+    fn query(&self) -> Option<&str> {
+        None
+    }
+    fn scheme(&self) -> &'static str {
+        ""
+    }
+    fn source_address(&self) -> Option<&str> {
+        None
+    }
+    fn header(&self, _name: &str) -> Option<String> {
+        None
+    }
+    fn extension(&self, _name: &str) -> Option<&str> {
+        None
+    }
+    fn path_parameter(&self, _name: &str) -> Option<&str> {
+        None
+    }
+    fn claims(&self) -> Option<&Map<String, Json>> {
+        None
+    }
+    fn certificate(&self) -> Option<CertificateFacts<'_>> {
+        None
+    }
+    fn now_seconds(&self) -> i64 {
+        0
     }
 }

@@ -70,6 +70,8 @@ pub(super) struct Spec {
     /// Accepted audiences, of which the token must name one.
     #[serde(default)]
     pub(super) audiences: Vec<String>,
+    /// Every scope that the service knows. A rule that asks for another one is a mistake; not checked when left out.
+    pub(super) known_scopes: Option<Vec<String>>,
     /// Difference between clocks that is forgiven, in seconds.
     #[serde(default = "default_clock_skew")]
     #[schemars(range(max = MAX_CLOCK_SKEW_SECONDS))]

@@ -38,9 +38,19 @@ pub(super) fn locate(text: &str, path: &[Step<'_>], value: Option<&str>) -> Plac
     let line = found.or_else(|| text.lines().enumerate().find_map(|(number, line)| read(number, line)));
     let Some(Line { number, indent, .. }) = line else { return Place { line: 1, column: 1 } };
     let full = text.lines().nth(number).unwrap_or_default();
-    let byte = value.filter(|value| !value.is_empty()).and_then(|value| full.rfind(value)).unwrap_or(indent);
+    let byte = value.filter(|value| !value.is_empty()).and_then(|value| find(full, value)).unwrap_or(indent);
     let column = full.get(..byte).map_or(1, |before| before.chars().count() + 1);
     Place { line: number + 1, column }
+}
+
+/// Where `value` stands in a line: the last time by itself, else the last time as a part of another one.
+fn find(line: &str, value: &str) -> Option<usize> {
+    let is_edge = |character: char| character.is_whitespace() || "'\"[]{},:".contains(character);
+    let mut whole = line.match_indices(value).filter(|(at, _)| {
+        line[..*at].chars().next_back().is_none_or(is_edge)
+            && line[at + value.len()..].chars().next().is_none_or(is_edge)
+    });
+    whole.next_back().map(|(at, _)| at).or_else(|| line.rfind(value))
 }
 
 /// The place of a position within a text value: in a block scalar (`|`, `>-`) on one of the lines below the key, else behind

@@ -15,7 +15,7 @@ use crate::request::Request;
 
 /// How specific a match is; the greater wins. The fields are compared in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Specificity {
+pub(super) struct Specificity {
     path: PathKind,
     literals: usize,
     segments: usize,
@@ -149,7 +149,12 @@ impl Routes {
 }
 
 impl Specificity {
-    fn of(rule: &Rule, host: &HostPattern, template: &Template) -> Self {
+    /// Whether the rule takes a share of the requests only.
+    pub(super) fn is_share(self) -> bool {
+        self.rollout
+    }
+
+    pub(super) fn of(rule: &Rule, host: &HostPattern, template: &Template) -> Self {
         Self {
             path: match template.exact() {
                 Some(_) => PathKind::Exact,

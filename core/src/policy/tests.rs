@@ -29,7 +29,6 @@ fn the_most_specific_rule_applies() {
     let set = set("
     - { name: everything, paths: ['/{rest...}'] }
     - { name: root, paths: ['/'] }
-    - { name: below-a, paths: ['/a/{rest...}'] }
     - { name: deep-below-a, paths: ['/a/{x}/{rest...}'] }
     - { name: one, paths: ['/a/{id}'] }
     - { name: exact, paths: ['/a/me'] }
@@ -141,6 +140,9 @@ fn a_tie_is_an_error_of_the_later_rule() {
     );
     assert_eq!((error.path.as_str(), error.line, error.column), ("spec.rules[2].paths[1]", 14, 22));
     assert!(error.message.contains("`/{x}/b` of rule `first` of policy `orders`"), "{}", error.message);
+    // `/a` is the first of the list, and not a part of the second.
+    let error = only_error("    - { paths: ['/a'] }\n    - { paths: ['/a', '/a/b'] }\n");
+    assert_eq!((error.line, error.column), (9, 17));
     for distinct in [
         "{ paths: ['/a'], methods: [GET] }\n    - { paths: ['/a'], methods: [PUT] }",
         "{ paths: ['/a'], hosts: [x] }\n    - { paths: ['/a'], hosts: [y] }",
@@ -176,6 +178,105 @@ fn what_never_makes_a_difference_is_a_mistake() {
         let error = only_error(&format!("    - {rule}\n"));
         assert!(error.message.contains(words), "{rule}: {error}");
     }
+}
+
+#[test]
+fn a_path_that_more_specific_ones_leave_nothing_of_is_a_mistake() {
+    let error = only_error(
+        "
+    - { name: rest, paths: ['/a/{rest...}'] }
+    - { name: one, paths: ['/a/{x}', '/b'] }
+    - { name: more, paths: ['/a/{x}/{rest...}'] }
+",
+    );
+    assert_eq!((error.path.as_str(), error.line), ("spec.rules[0].paths[0]", 8));
+    for words in ["no request comes here", "`/a/{x}` of rule `one`", "`/a/{x}/{rest...}` of rule `more`"] {
+        assert!(error.message.contains(words), "{}", error.message);
+    }
+    for reached in [
+        // What is left: paths of three segments, other methods, other hosts, requests without the extension, the share.
+        "{ paths: ['/a/{r...}'] }\n    - { paths: ['/a/{x}'] }\n    - { paths: ['/a/{x}/{y}/{r...}'] }",
+        "{ paths: ['/a/{r...}'] }\n    - { paths: ['/a/{x}'], methods: [GET] }\n    - { paths: ['/a/{x}/{r...}'] }",
+        "{ paths: ['/a/{r...}'] }\n    - { paths: ['/a/{x}'], hosts: [h] }\n    - { paths: ['/a/{x}/{r...}'] }",
+        "{ paths: ['/a/{r...}'], hosts: [h, i] }\n    - { paths: ['/a/{x}', '/a/{x}/{r...}'], hosts: [h] }",
+        "{ paths: ['/a/{r...}'] }\n    - { paths: ['/a/{x}', '/a/{x}/{r...}'], extensions: { e: v } }",
+        "{ paths: ['/{r...}'] }\n    - { paths: ['/a', '/a/{r...}'] }",
+    ] {
+        assert!(set(&format!("    - {reached}\n")).is_ok(), "{reached}");
+    }
+    for taken in [
+        "{ paths: ['/a/{r...}'], methods: [GET, PUT] }\n    - { paths: ['/a/{x}'] }\n    - { paths: ['/a/{x}/{r...}'], methods: [GET, PUT, POST] }",
+        "{ paths: ['/a/{r...}'], hosts: [b.h] }\n    - { paths: ['/a/{x}'], hosts: ['*.h'] }\n    - { paths: ['/a/{x}/{r...}'] }",
+        "{ paths: ['/a/{r...}'], extensions: { e: v, f: w } }\n    - { paths: ['/a/{x}', '/a/{x}/{r...}'], extensions: { e: v } }",
+        "{ paths: ['/{r...}'] }\n    - { paths: ['/{x}', '/{x}/{y}', '/{x}/{y}/{r...}'] }",
+    ] {
+        assert!(only_error(&format!("    - {taken}\n")).message.contains("no request comes here"), "{taken}");
+    }
+    let share = [policy("all", ""), policy("share", "  rollout: { percent: 50 }").replace("/a/{id}", "/b")];
+    assert!(compile(&share).is_ok());
+}
+
+#[test]
+fn what_permits_nothing_is_a_mistake() {
+    for (rule, path, words) in [
+        ("{ paths: ['/a'], condition: '1 > 2' }", "spec.rules[0].condition", "is always false"),
+        (
+            "{ paths: ['/a'], condition: '1 < 2 || \"a\" in [\"b\"]' }",
+            "spec.rules[0].condition",
+            "is always true",
+        ),
+        ("{ paths: ['/a'], condition: '1 / 0 == 1' }", "spec.rules[0].condition", "has no outcome"),
+        (
+            "{ paths: ['/a'], credential: { scheme: Bearer }, binding: { require: dpop } }",
+            "spec.rules[0].binding.require",
+            "comes with the scheme `DPoP`",
+        ),
+        (
+            "{ paths: ['/a'], accepts: [jwt], onStale: introspect }",
+            "spec.rules[0].onStale",
+            "the same as `deny`",
+        ),
+    ] {
+        let error = only_error(&format!("    - {rule}\n"));
+        assert_eq!(error.path, path, "{error}");
+        assert!(error.message.contains(words), "{rule}: {error}");
+    }
+    for permits in [
+        "{ paths: ['/a'], condition: 'now > timestamp(\"2026-01-01T00:00:00Z\")' }",
+        "{ paths: ['/a'], credential: { cookie: t }, binding: { require: dpop } }",
+        "{ paths: ['/a'], credential: [{ scheme: Bearer }, { scheme: DPoP }], binding: { require: dpop } }",
+    ] {
+        assert!(set(&format!("    - {permits}\n")).is_ok(), "{permits}");
+    }
+}
+
+#[test]
+fn a_scope_that_the_service_does_not_know_is_a_mistake() {
+    let text = |known: &str, scopes: &str| {
+        format!("{HEAD}  knownScopes: {known}\n  rules:\n    - paths: [/a]\n      scopes: {scopes}\n")
+    };
+    let errors = compile(&[text(
+        "[orders.read, orders.write]",
+        "{ all: [orders.raed], any: [billing, orders.write] }",
+    )]);
+    let errors = errors.unwrap_err();
+    let found: Vec<_> = errors.iter().map(|error| (error.path.as_str(), error.line, error.column)).collect();
+    assert_eq!(found, [("spec.rules[0].scopes.all[0]", 9, 23), ("spec.rules[0].scopes.any[0]", 9, 43)]);
+    assert!(errors[0].message.ends_with("did you mean `orders.read`?"), "{}", errors[0]);
+    assert!(errors[1].message.ends_with("there are orders.read, orders.write"), "{}", errors[1]);
+    assert!(compile(&[text("[a, b]", "{ all: [a] }")]).is_ok());
+    assert_eq!(compile(&[text("[]", "{}")]).unwrap_err()[0].path, "spec.knownScopes");
+    assert_eq!(compile(&[text("['a b']", "{}")]).unwrap_err()[0].path, "spec.knownScopes[0]");
+}
+
+#[test]
+fn regular_expressions_share_the_memory_of_the_set() {
+    let rule = |number: usize| {
+        format!("    - paths: ['/{number}']\n      condition: token.sub.matches('^\\\\p{{L}}+$')\n")
+    };
+    assert!(set(&(0..20).map(rule).collect::<String>()).is_ok());
+    let errors = set(&(0..80).map(rule).collect::<String>()).unwrap_err();
+    assert!(errors.iter().all(|error| error.message.contains("one too many")), "{}", errors[0]);
 }
 
 fn policy(name: &str, spec: &str) -> String {
@@ -343,6 +444,15 @@ spec:
     assert_eq!(found, expected);
     let caret = errors[4].to_string();
     assert!(caret.ends_with("\n 12 |     - \"/orders/{\"\n    |        ^"), "{caret}");
+}
+
+/// What rules inherit is wrong once, however many inherit it.
+#[test]
+fn a_mistake_is_reported_once() {
+    let text = format!(
+        "{HEAD}  binding: {{ dpop: {{ maxAgeSeconds: 0 }} }}\n  rules: [{{ paths: [/a] }}, {{ paths: [/b] }}]\n"
+    );
+    assert_eq!(compile(&[text]).unwrap_err().len(), 1);
 }
 
 #[test]

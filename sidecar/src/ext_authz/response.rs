@@ -128,6 +128,11 @@ fn permitted(request: &Request<'_>, permit: &Permit) -> CheckResponse {
             headers: set,
             headers_to_remove: remove,
             query_parameters_to_remove,
+            response_headers_to_add: permit
+                .nonce
+                .iter()
+                .map(|nonce| header("dpop-nonce", nonce.clone()))
+                .collect(),
             ..OkHttpResponse::default()
         })),
     }
@@ -221,17 +226,67 @@ fn protobuf(json: &serde_json::Value) -> Value {
 mod tests {
     use super::*;
 
+    /// The whole table: status, challenge, body, header, metadata and gRPC's code of every reason say the same.
     #[test]
-    fn no_refusal_reads_as_an_allow() {
+    fn every_reason_is_one_well_formed_denial() {
+        let grpc = [("content-type", &b"application/grpc+proto"[..])];
         for reason in Reason::ALL {
-            let response = check_response(&Request::default(), &Decision::Denial(Denial::new(*reason)));
-            assert_ne!(response.status.unwrap().code, 0, "{reason:?}");
-            let Some(HttpResponse::DeniedResponse(denied)) = response.http_response else {
-                panic!("{reason:?}")
-            };
-            assert_eq!(denied.status.unwrap().code, i32::from(reason.status()));
-            let body: serde_json::Value = serde_json::from_str(&denied.body).unwrap();
-            assert_eq!(body["reason"], reason.as_str());
+            let decision = Decision::Denial(Denial::new(*reason));
+            assert_eq!(decision.as_str(), reason.as_str());
+            for headers in [&[][..], &grpc] {
+                let response = check_response(&Request { headers, ..Request::default() }, &decision);
+                // Unset means allow, and so does 0.
+                let code = response.status.unwrap().code;
+                assert_eq!(code, if reason.status() == 401 { 16 } else { 7 }, "{reason}");
+                let metadata = response.dynamic_metadata.unwrap().fields;
+                let Some(Kind::StringValue(told)) = &metadata["reason"].kind else { panic!("{reason}") };
+                assert_eq!(told, reason.as_str());
+                let Some(HttpResponse::DeniedResponse(denied)) = response.http_response else {
+                    panic!("{reason}")
+                };
+                assert_eq!(denied.status.unwrap().code, i32::from(reason.status()), "{reason}");
+                let value = |name: &str| {
+                    let found = denied.headers.iter().filter_map(|option| option.header.as_ref());
+                    let found: Vec<_> = found.filter(|header| header.key == name).collect();
+                    assert!(found.len() <= 1, "{reason}: {name} twice");
+                    found.first().map(|header| header.value.clone())
+                };
+                assert_eq!(value("x-atm-reason").as_deref(), Some(reason.as_str()));
+                assert_eq!(value("cache-control").as_deref(), Some("no-store"));
+                let challenge = value("www-authenticate");
+                // RFC 9110 §15.5.2: a 401 has a challenge. A 503 is no judgement on the credential.
+                assert_eq!(
+                    challenge.is_some(),
+                    reason.status() == 401 || reason.error().is_some(),
+                    "{reason}"
+                );
+                assert!(reason.status() != 503 || challenge.is_none(), "{reason}");
+                if let Some(challenge) = challenge {
+                    let scheme = if reason.is_of_proof() || *reason == Reason::SchemeMismatch {
+                        "DPoP "
+                    } else {
+                        "Bearer "
+                    };
+                    assert!(challenge.starts_with(scheme), "{reason}: {challenge}");
+                    match reason.error() {
+                        Some(error) => {
+                            assert!(challenge.contains(&format!("error=\"{error}\"")), "{challenge}")
+                        }
+                        None => assert!(!challenge.contains("error"), "{challenge}"),
+                    }
+                    assert!(challenge.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{challenge}");
+                }
+                if headers.is_empty() {
+                    let body: serde_json::Value = serde_json::from_str(&denied.body).unwrap();
+                    assert_eq!(
+                        (&body["reason"], &body["status"]),
+                        (&reason.as_str().into(), &reason.status().into())
+                    );
+                    assert_eq!(body["detail"], reason.description());
+                } else {
+                    assert_eq!(denied.body, reason.description(), "grpc-message");
+                }
+            }
         }
     }
 

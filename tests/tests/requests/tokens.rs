@@ -93,6 +93,15 @@ pub(crate) fn claims(mint: &TokenMint, other: &TokenMint) -> Vec<Case> {
             "claim_malformed",
         ),
         row("cnf as a string", token().claim("cnf", "x").sign(), "claim_malformed"),
+        row("iat as a string", token().claim("iat", now().to_string()).sign(), "claim_malformed"),
+        row("exp with a fraction", token().claim("exp", 4_102_444_800.5).sign(), "claim_malformed"),
+        row("scope as an array", token().claim("scope", json!(["orders.read"])).sign(), "claim_malformed"),
+        row("actors five deep", token().claim("act", actors(5)).sign(), "claim_malformed"),
+        row(
+            "nine ancestors",
+            token().claim("atm_ancestors", vec![json!({ "jti": "a", "exp": 1 }); 9]).sign(),
+            "claim_malformed",
+        ),
     ];
     for claim in ["iss", "sub", "aud", "exp", "iat", "jti", "client_id"] {
         cases.push(row(&format!("{claim} missing"), token().without(claim).sign(), "claim_missing"));
@@ -106,6 +115,10 @@ pub(crate) fn claims(mint: &TokenMint, other: &TokenMint) -> Vec<Case> {
         atm_tests::http::request("GET", "/internal", "orders.test", &[("authorization", &authorization)], "");
     cases.push(case("a trusted issuer, not for this rule", request, denied("issuer_refused")));
     cases
+}
+
+fn actors(depth: usize) -> serde_json::Value {
+    (1..depth).fold(json!({ "sub": "agent" }), |inner, _| json!({ "sub": "agent", "act": inner }))
 }
 
 /// Wrong JOSE headers under a good signature.
@@ -146,6 +159,14 @@ pub(crate) fn headers(mint: &TokenMint) -> Vec<Case> {
         ),
         row("alg missing", token().without_header("alg").sign(), "algorithm_refused"),
         row("alg in lower case", token().header("alg", "es256").sign(), "algorithm_refused"),
+        row("alg of another curve", token().header("alg", "ES256K").sign(), "algorithm_refused"),
+        row(
+            "alg EdDSA by a name for another curve",
+            token().header("alg", "Ed448").sign(),
+            "algorithm_refused",
+        ),
+        row("compressed", token().header("zip", "DEF").sign(), "critical_header_refused"),
+        row("a header over its bound", token().header("x", "x".repeat(5_000)).sign(), "token_too_large"),
     ]
 }
 
@@ -240,6 +261,11 @@ pub(crate) fn malformed(mint: &TokenMint) -> Vec<Case> {
         row("duplicate header parameter", token().sign_header_text(duplicate_header), "token_malformed"),
         row("deep nesting", token().sign_claims_text(&deep), "token_malformed"),
         row("number beyond 64 bits", token().sign_claims_text(&with("\"x\":1e400")), "token_malformed"),
+        row(
+            "number beyond 2^53",
+            token().sign_claims_text(&with("\"x\":9007199254740993")),
+            "token_malformed",
+        ),
         row("NaN", token().sign_claims_text(&with("\"x\":NaN")), "token_malformed"),
         row(
             "trailing bytes after the claims",

@@ -193,3 +193,57 @@ async fn an_issuer_that_never_answers_ends_within_the_bound() {
     let error = fetch(&source, None, bounds).await;
     assert!(matches!(error, Err(FetchError::TimedOut(_) | FetchError::Unreachable { .. })), "{error:?}");
 }
+
+/// A server that sends each caller the same bytes, and then one more byte for ever and ever, or hangs up.
+async fn raw(head: &'static str, endless: bool) -> (String, tokio::task::JoinHandle<()>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let task = tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut request = [0; 1024];
+                let _ = socket.read(&mut request).await;
+                let _ = socket.write_all(head.as_bytes()).await;
+                while endless && socket.write_all(b" ").await.is_ok() {
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+    });
+    (url, task)
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_keep_to_http_ends_within_the_bounds() {
+    let bounds = FetchBounds { total: Duration::from_secs(2), ..FetchBounds::default() };
+    for (head, endless) in [
+        ("", false),
+        ("", true),
+        ("nonsense\r\n\r\n", false),
+        ("HTTP/1.1 200 OK\r\n", true),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 9999999999\r\n\r\n", true),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"keys\":", false),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffff\r\n", true),
+        ("HTTP/1.1 200 OK\r\n\r\n<html>sign in</html>", false),
+        ("HTTP/1.1 204 No Content\r\n\r\n", false),
+        ("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}", false),
+    ] {
+        let (url, task) = raw(head, endless).await;
+        let source = Source {
+            issuer: url.clone(),
+            jwks_uri: Some(format!("{url}/jwks")),
+            algorithms: vec![],
+            allow_private_addresses: true,
+            ca_certificate: None,
+        };
+        let error = fetch(&source, None, bounds).await;
+        assert!(error.is_err(), "{head:?}");
+        let text = error.unwrap_err().to_string();
+        assert!(text.len() < 1_000 && !text.contains("sign in"), "{text}");
+        task.abort();
+    }
+}

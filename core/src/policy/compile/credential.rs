@@ -143,6 +143,7 @@ impl<'t> Compiler<'t> {
         path: &str,
         rule: &RuleDocument,
         spec: &Spec,
+        credential: &[CredentialSource],
     ) -> (BindingNeed, DpopRequirements) {
         let nothing = Binding::default();
         let (place, binding) = match (&rule.binding, &spec.binding) {
@@ -156,9 +157,21 @@ impl<'t> Compiler<'t> {
             self.report(source, &format!("{place}.dpop.maxAgeSeconds"), None, message);
         }
         let origins = self.each(source, &format!("{place}.dpop.origins"), origins, origin);
+        if binding.require == BindingNeed::Dpop
+            && credential.iter().all(|source| is_scheme_other_than_dpop(source))
+        {
+            let message = "permits nothing: a token that is bound to a DPoP key comes with the scheme `DPoP`, which \
+                           `credential` does not take";
+            self.report(source, &format!("{place}.require"), None, message);
+        }
         let dpop = DpopRequirements { nonce: *nonce, max_age_seconds: max_age.into(), origins };
         (binding.require, dpop)
     }
+}
+
+/// RFC 9449 §7.1; a place without a scheme takes both kinds.
+fn is_scheme_other_than_dpop(source: &CredentialSource) -> bool {
+    matches!(source, CredentialSource::Scheme { scheme, .. } if !scheme.eq_ignore_ascii_case("DPoP"))
 }
 
 fn schemes(header: &str) -> impl Iterator<Item = CredentialSource> {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::super::document::{ClaimPath, Rollout as RolloutDocument, RuleDocument, Spec};
-use super::super::{ClaimHeader, Mode, OnStale, Rollout, Share, StaleAction, Upstream, is_token};
+use super::super::{
+    ClaimHeader, CredentialKind, Mode, OnStale, Rollout, Share, StaleAction, Upstream, is_token,
+};
 use super::{Compiler, Source};
 
 /// Headers from claims, and claims in the metadata, that a policy may name.
@@ -74,6 +76,13 @@ impl<'t> Compiler<'t> {
         if rule.allow_stale_seconds.is_some() && action != OnStale::Allow {
             let message = "has no effect without `onStale: allow`";
             self.report(source, &format!("{path}.allowStaleSeconds"), None, message);
+        }
+        let kinds = rule.accepts.as_ref().or(spec.accepts.as_ref());
+        if rule.on_stale == Some(OnStale::Introspect)
+            && kinds.is_some_and(|kinds| kinds.iter().all(|kind| *kind == CredentialKind::Jwt))
+        {
+            let message = "is the same as `deny` here: the control plane cannot be asked about a JWT";
+            self.report(source, &format!("{path}.onStale"), None, message);
         }
         match action {
             OnStale::Deny => StaleAction::Deny,

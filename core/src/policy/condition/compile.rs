@@ -2,12 +2,19 @@
 
 use std::borrow::Cow;
 
-use cel::common::ast::{ComprehensionExpr, Expr, IdedExpr, LiteralValue, SelectExpr, SourceInfo, operators};
+use cel::common::ast::{ComprehensionExpr, Expr, IdedExpr, LiteralValue, SourceInfo, operators};
 use cel::parser::Parser;
-use regex::{Regex, RegexBuilder};
 
+use super::cost::{self, cost};
+use super::pattern::Pattern;
 use super::time::{Part, parse_duration, parse_timestamp};
-use super::{ConditionError, MAX_TEXT_BYTES};
+use super::tree::{Compiled, Conversion, Node, Operator, Quantifier, Search};
+use super::types::{Type, result_type};
+use super::{ConditionError, MAX_STEPS, MAX_TEXT_BYTES};
+
+mod names;
+
+use names::is_request_map;
 
 /// Levels of nesting at most.
 const MAX_DEPTH: u16 = 24;
@@ -15,145 +22,6 @@ const MAX_DEPTH: u16 = 24;
 const MAX_NODES: usize = 500;
 /// `all`, `exists` and `exists_one` within each other at most.
 const MAX_QUANTIFIERS: usize = 2;
-/// Bytes that a compiled regular expression may take.
-const MAX_REGEX_BYTES: usize = 64 * 1024;
-
-/// A checked expression.
-pub(super) struct Compiled {
-    pub(super) text: String,
-    pub(super) root: Node,
-    pub(super) parameters: Vec<String>,
-}
-
-/// What is known of a value's type before there is a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Type {
-    /// A claim, or an element of a list.
-    Any,
-    Null,
-    Bool,
-    Int,
-    Double,
-    Text,
-    List,
-    Map,
-    Timestamp,
-    Duration,
-}
-
-impl Type {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Any => "any value",
-            Self::Null => "null",
-            Self::Bool => "a boolean",
-            Self::Int => "a whole number",
-            Self::Double => "a number",
-            Self::Text => "a text",
-            Self::List => "a list",
-            Self::Map => "a map",
-            Self::Timestamp => "a time",
-            Self::Duration => "a duration",
-        }
-    }
-
-    fn may_be(self, others: &[Self]) -> bool {
-        self == Self::Any || others.contains(&self)
-    }
-}
-
-#[derive(Debug)]
-pub(super) enum Node {
-    Null,
-    Bool(bool),
-    Int(i64),
-    Double(f64),
-    Text(String),
-    Timestamp(i64),
-    Duration(i64),
-    List(Vec<Node>),
-    Request(RequestField),
-    Header(String),
-    Parameter(String),
-    Extension(String),
-    Token,
-    Certificate(CertificateField),
-    Now,
-    /// The element of the quantifier so many levels up, 0 for the innermost.
-    Element(usize),
-    Member(Box<Node>, String),
-    Index(Box<Node>, Box<Node>),
-    /// Whether the inner one is there.
-    Present(Box<Node>),
-    Not(Box<Node>),
-    Negate(Box<Node>),
-    And(Box<Node>, Box<Node>),
-    Or(Box<Node>, Box<Node>),
-    Choice(Box<[Node; 3]>),
-    Binary(Operator, Box<Node>, Box<Node>),
-    Size(Box<Node>),
-    Search(Search, Box<Node>, Box<Node>),
-    Matches(Box<Node>, Regex),
-    LowerAscii(Box<Node>),
-    Convert(Conversion, Box<Node>),
-    Part(Part, Box<Node>),
-    Quantifier(Quantifier, Box<Node>, Box<Node>),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RequestField {
-    Method,
-    Host,
-    Path,
-    Query,
-    Scheme,
-    SourceAddress,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CertificateField {
-    Sha256,
-    Subject,
-    DnsNames,
-    Uris,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operator {
-    Add,
-    Subtract,
-    Multiply,
-    Divide,
-    Remainder,
-    Equal,
-    NotEqual,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-    In,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Search {
-    StartsWith,
-    EndsWith,
-    Contains,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Conversion {
-    Int,
-    Double,
-    Text,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Quantifier {
-    All,
-    Exists,
-    ExistsOne,
-}
 
 const OPERATORS: [(&str, Operator); 12] = [
     (operators::ADD, Operator::Add),
@@ -173,7 +41,8 @@ const FUNCTIONS: &str = "size, startsWith, endsWith, contains, matches, lowerAsc
                          duration, getFullYear, getMonth, getDate, getDayOfMonth, getDayOfWeek, getHours, getMinutes, \
                          getSeconds, has, all, exists, exists_one";
 
-pub(super) fn compile(text: &str) -> Result<Compiled, ConditionError> {
+/// `pattern_bytes` is what regular expressions may still take together; what they take is taken from it.
+pub(super) fn compile(text: &str, pattern_bytes: &mut usize) -> Result<Compiled, ConditionError> {
     let whole = |message: String| ConditionError { line: 1, column: 1, message };
     if text.trim().is_empty() {
         return Err(whole("is empty; leave it out for no condition".into()));
@@ -198,12 +67,21 @@ pub(super) fn compile(text: &str) -> Result<Compiled, ConditionError> {
             },
         )
     })?;
-    let mut compiler = Compiler { source, nodes: 0, elements: Vec::new(), parameters: Vec::new() };
+    let before = *pattern_bytes;
+    let mut compiler = Compiler {
+        source,
+        nodes: 0,
+        elements: Vec::new(),
+        parameters: Vec::new(),
+        pattern_bytes: &mut *pattern_bytes,
+    };
     let (root, kind) = compiler.node(&expression, 0)?;
+    compiler.bounded(&expression, &root)?;
     if !kind.may_be(&[Type::Bool]) {
         return Err(compiler.error(&expression, format!("must be true or false, and is {}", kind.as_str())));
     }
-    Ok(Compiled { text: text.to_owned(), root, parameters: compiler.parameters })
+    let parameters = compiler.parameters;
+    Ok(Compiled { text: text.to_owned(), root, parameters, pattern_bytes: before - *pattern_bytes })
 }
 
 /// The parser recurses, also where no node comes of it: brackets are counted before it sees them.
@@ -226,17 +104,19 @@ fn check_nesting(text: &str) -> Result<(), ConditionError> {
     Ok(())
 }
 
-struct Compiler {
+struct Compiler<'b> {
     source: SourceInfo,
     nodes: usize,
     /// Names of the quantifiers' elements, the innermost last.
     elements: Vec<String>,
     parameters: Vec<String>,
+    /// What regular expressions may still take, in bytes.
+    pattern_bytes: &'b mut usize,
 }
 
 type Checked = Result<(Node, Type), ConditionError>;
 
-impl Compiler {
+impl Compiler<'_> {
     fn error(&self, at: &IdedExpr, message: impl Into<String>) -> ConditionError {
         let offset = self.source.offset_for(at.id).map_or(0, |(start, _)| start as usize);
         // The parser counts characters.
@@ -291,114 +171,6 @@ impl Compiler {
             },
             LiteralValue::Bytes(_) => return Err(self.error(at, "bytes are not part of conditions")),
         })
-    }
-
-    fn variable(&self, at: &IdedExpr, name: &str) -> Checked {
-        if let Some(level) = self.elements.iter().rev().position(|element| element == name) {
-            return Ok((Node::Element(level), Type::Any));
-        }
-        match name {
-            "token" => Ok((Node::Token, Type::Map)),
-            "now" => Ok((Node::Now, Type::Timestamp)),
-            "request" | "client_certificate" => Err(self.error(
-                at,
-                format!(
-                    "`{name}` is asked for by its members, as in `{name}.{}`",
-                    if name == "request" { "method" } else { "subject" }
-                ),
-            )),
-            _ => Err(self.error(
-                at,
-                format!("there is no `{name}`; there are request, token, client_certificate and now"),
-            )),
-        }
-    }
-
-    fn select(&mut self, at: &IdedExpr, select: &SelectExpr, depth: u16) -> Checked {
-        let (node, kind) = self.member(at, &select.operand, &select.field, depth)?;
-        Ok(if select.test { (Node::Present(Box::new(node)), Type::Bool) } else { (node, kind) })
-    }
-
-    fn member(&mut self, at: &IdedExpr, operand: &IdedExpr, field: &str, depth: u16) -> Checked {
-        match &operand.expr {
-            Expr::Ident(name) if name == "request" => self.request_field(at, field),
-            Expr::Ident(name) if name == "client_certificate" => self.certificate_field(at, field),
-            Expr::Select(inner) if is_request(&inner.operand) => self.request_map(at, &inner.field, field),
-            _ => {
-                let (node, kind) = self.node(operand, depth + 1)?;
-                if !kind.may_be(&[Type::Map]) {
-                    return Err(self.error(at, format!("{} has no members", kind.as_str())));
-                }
-                Ok((Node::Member(Box::new(node), field.to_owned()), Type::Any))
-            }
-        }
-    }
-
-    fn request_field(&self, at: &IdedExpr, field: &str) -> Checked {
-        let field = match field {
-            "method" => RequestField::Method,
-            "host" => RequestField::Host,
-            "path" => RequestField::Path,
-            "query" => RequestField::Query,
-            "scheme" => RequestField::Scheme,
-            "headers" | "params" | "extensions" | "source" => {
-                let example = match field {
-                    "headers" => "request.headers[\"x-name\"]",
-                    "params" => "request.params.id",
-                    "extensions" => "request.extensions[\"name\"]",
-                    _ => "request.source.address",
-                };
-                return Err(self
-                    .error(at, format!("`request.{field}` is asked for by its members, as in `{example}`")));
-            }
-            _ => {
-                let message = format!(
-                    "there is no `request.{field}`; there are method, host, path, query, scheme, headers, params, extensions and source"
-                );
-                return Err(self.error(at, message));
-            }
-        };
-        Ok((Node::Request(field), Type::Text))
-    }
-
-    fn certificate_field(&self, at: &IdedExpr, field: &str) -> Checked {
-        let (field, kind) = match field {
-            "sha256" => (CertificateField::Sha256, Type::Text),
-            "subject" => (CertificateField::Subject, Type::Text),
-            "dns_names" => (CertificateField::DnsNames, Type::List),
-            "uris" => (CertificateField::Uris, Type::List),
-            _ => {
-                let message = format!(
-                    "there is no `client_certificate.{field}`; there are sha256, subject, dns_names and uris"
-                );
-                return Err(self.error(at, message));
-            }
-        };
-        Ok((Node::Certificate(field), kind))
-    }
-
-    /// `request.headers.name`, `request.params.name`, `request.extensions.name`, `request.source.address`.
-    fn request_map(&mut self, at: &IdedExpr, map: &str, name: &str) -> Checked {
-        let node = match map {
-            "headers" if name.bytes().any(|byte| byte.is_ascii_uppercase()) => {
-                return Err(self
-                    .error(at, format!("header names are in lower case: `{}`", name.to_ascii_lowercase())));
-            }
-            "headers" => Node::Header(name.to_owned()),
-            "params" => {
-                self.parameters.push(name.to_owned());
-                Node::Parameter(name.to_owned())
-            }
-            "extensions" => Node::Extension(name.to_owned()),
-            "source" if name == "address" => Node::Request(RequestField::SourceAddress),
-            "source" => return Err(self.error(at, "there is `request.source.address` only")),
-            _ => {
-                return self
-                    .request_field(at, map)
-                    .and_then(|_| Err(self.error(at, "a text has no members")));
-            }
-        };
-        Ok((node, Type::Text))
     }
 
     fn unary(&mut self, at: &IdedExpr, function: &str, argument: &IdedExpr, depth: u16) -> Checked {
@@ -540,7 +312,7 @@ impl Compiler {
         self.expect(target, kind, &[Type::Text])?;
         let search = match (function, arguments) {
             ("lowerAscii", []) => return Ok((Node::LowerAscii(node), Type::Text)),
-            ("matches", [pattern]) => return Ok((Node::Matches(node, self.regex(pattern)?), Type::Bool)),
+            ("matches", [pattern]) => return Ok((Node::Matches(node, self.pattern(pattern)?), Type::Bool)),
             ("startsWith", [_]) => Search::StartsWith,
             ("endsWith", [_]) => Search::EndsWith,
             ("contains", [_]) => Search::Contains,
@@ -551,20 +323,25 @@ impl Compiler {
         Ok((Node::Search(search, node, Box::new(argument)), Type::Bool))
     }
 
-    fn regex(&self, pattern: &IdedExpr) -> Result<Regex, ConditionError> {
-        let Expr::Literal(LiteralValue::String(text)) = &pattern.expr else {
-            return Err(self.error(pattern, "must be a regular expression that is written out"));
+    fn pattern(&mut self, at: &IdedExpr) -> Result<Pattern, ConditionError> {
+        let Expr::Literal(LiteralValue::String(text)) = &at.expr else {
+            return Err(self.error(at, "must be a regular expression that is written out"));
         };
-        RegexBuilder::new(text.inner())
-            .size_limit(MAX_REGEX_BYTES)
-            .dfa_size_limit(MAX_REGEX_BYTES)
-            .nest_limit(16)
-            .build()
-            .map_err(|error| {
-                let problem = error.to_string();
-                let last = problem.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                self.error(pattern, format!("is no regular expression that is accepted: {last}"))
-            })
+        Pattern::compile(text.inner(), self.pattern_bytes).map_err(|problem| self.error(at, problem))
+    }
+
+    /// Refuses what may take more steps than an evaluation has.
+    fn bounded(&self, at: &IdedExpr, node: &Node) -> Result<(), ConditionError> {
+        let steps = cost(node);
+        if steps <= u64::from(MAX_STEPS) {
+            return Ok(());
+        }
+        let message = format!(
+            "may take {steps} steps where a list has {} elements, and {MAX_STEPS} are allowed; ask for less within \
+             all, exists and exists_one",
+            cost::ELEMENTS
+        );
+        Err(self.error(at, message))
     }
 
     /// The macros come expanded; each has its own shape.
@@ -606,7 +383,9 @@ impl Compiler {
         self.elements.pop();
         let (node, kind) = checked?;
         self.expect(predicate, kind, &[Type::Bool])?;
-        Ok((Node::Quantifier(quantifier, Box::new(range), Box::new(node)), Type::Bool))
+        let node = Node::Quantifier(quantifier, Box::new(range), Box::new(node));
+        self.bounded(at, &node)?;
+        Ok((node, Type::Bool))
     }
 
     fn expect(&self, at: &IdedExpr, kind: Type, expected: &[Type]) -> Result<(), ConditionError> {
@@ -619,54 +398,5 @@ impl Compiler {
 
     fn unknown_function(&self, at: &IdedExpr, function: &str) -> ConditionError {
         self.error(at, format!("there is no function `{function}` of that form; there are {FUNCTIONS}"))
-    }
-}
-
-fn is_request(expression: &IdedExpr) -> bool {
-    matches!(&expression.expr, Expr::Ident(name) if name == "request")
-}
-
-fn is_request_map(expression: &IdedExpr) -> bool {
-    matches!(&expression.expr, Expr::Select(select) if is_request(&select.operand)
-        && matches!(select.field.as_str(), "headers" | "params" | "extensions"))
-}
-
-/// The type that an operation gives, or none where these types have no such operation.
-fn result_type(operator: Operator, left: Type, right: Type) -> Option<Type> {
-    use Type::{Any, Bool, Double, Duration, Int, List, Map, Text, Timestamp};
-    let numbers = [Int, Double];
-    let same = |kinds: &[Type]| left == right && kinds.contains(&left);
-    match operator {
-        Operator::Equal | Operator::NotEqual => {
-            let comparable = left == right
-                || left == Any
-                || right == Any
-                || left == Type::Null
-                || right == Type::Null
-                || (numbers.contains(&left) && numbers.contains(&right));
-            comparable.then_some(Bool)
-        }
-        Operator::In => right.may_be(&[List, Map]).then_some(Bool),
-        Operator::Less | Operator::LessOrEqual | Operator::Greater | Operator::GreaterOrEqual => {
-            let ordered = [Int, Double, Text, Timestamp, Duration, Bool];
-            let either = |kind: Type, other: Type| kind == Any && other.may_be(&ordered);
-            let fits = same(&ordered)
-                || (numbers.contains(&left) && numbers.contains(&right))
-                || either(left, right)
-                || either(right, left);
-            fits.then_some(Bool)
-        }
-        _ if left == Any || right == Any => Some(Any),
-        Operator::Add => match (left, right) {
-            (Timestamp, Duration) | (Duration, Timestamp) => Some(Timestamp),
-            _ => same(&[Int, Double, Text, Duration]).then_some(left),
-        },
-        Operator::Subtract => match (left, right) {
-            (Timestamp, Timestamp) => Some(Duration),
-            (Timestamp, Duration) => Some(Timestamp),
-            _ => same(&[Int, Double, Duration]).then_some(left),
-        },
-        Operator::Multiply | Operator::Divide => same(&numbers).then_some(left),
-        Operator::Remainder => same(&[Int]).then_some(left),
     }
 }

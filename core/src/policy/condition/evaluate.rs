@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::compile::{CertificateField, Conversion, Node, Operator, Quantifier, RequestField, Search};
+use super::tree::{CertificateField, Conversion, Node, Operator, Quantifier, RequestField, Search};
 use super::value::Value;
 use super::{ConditionFault, Facts, MAX_STEPS};
 
@@ -44,11 +44,14 @@ impl<'f> Evaluation<'f> {
             Node::List(elements) => {
                 Ok(Value::List(elements.iter().map(|element| self.node(element)).collect::<Result<_, _>>()?))
             }
-            Node::Request(_)
-            | Node::Header(_)
-            | Node::Parameter(_)
-            | Node::Extension(_)
-            | Node::Certificate(_) => self.fact(node).ok_or(ConditionFault::Missing),
+            Node::Header(name) => {
+                let value = self.facts.header(name).ok_or(ConditionFault::Missing)?;
+                self.spend(value.len() / BYTES_A_STEP)?;
+                Ok(Value::Text(Cow::Owned(value)))
+            }
+            Node::Request(_) | Node::Parameter(_) | Node::Extension(_) | Node::Certificate(_) => {
+                self.fact(node).ok_or(ConditionFault::Missing)
+            }
             // The claims as a whole are no value; only their members are asked for.
             Node::Token => Err(ConditionFault::Type),
             Node::Element(level) => {
@@ -81,18 +84,26 @@ impl<'f> Evaluation<'f> {
                 Node::Token => Ok(Value::Int(
                     self.facts.claims().map_or(0, |claims| i64::try_from(claims.len()).unwrap_or(i64::MAX)),
                 )),
-                inner => self.node(inner)?.size().map(Value::Int),
+                inner => {
+                    let value = self.node(inner)?;
+                    if let Value::Text(text) = &value {
+                        self.spend(text.len() / BYTES_A_STEP)?;
+                    }
+                    value.size().map(Value::Int)
+                }
             },
             Node::Search(search, text, part) => self.search(*search, text, part),
-            Node::Matches(text, regex) => {
+            Node::Matches(text, pattern) => {
                 let text = self.node(text)?;
                 let text = text.text()?;
                 self.spend(text.len() / BYTES_A_STEP)?;
-                Ok(Value::Bool(regex.is_match(text)))
+                pattern.is_match(text).map(Value::Bool)
             }
             Node::LowerAscii(text) => {
                 let text = self.node(text)?;
-                Ok(Value::Text(Cow::Owned(text.text()?.to_ascii_lowercase())))
+                let text = text.text()?;
+                self.spend(text.len() / BYTES_A_STEP)?;
+                Ok(Value::Text(Cow::Owned(text.to_ascii_lowercase())))
             }
             Node::Convert(conversion, inner) => convert(*conversion, &self.node(inner)?),
             Node::Part(part, inner) => match self.node(inner)? {
@@ -117,7 +128,6 @@ impl<'f> Evaluation<'f> {
                 RequestField::Scheme => Some(text(facts.scheme())),
                 RequestField::SourceAddress => facts.source_address().map(text),
             },
-            Node::Header(name) => facts.header(name).map(|value| Value::Text(Cow::Owned(value))),
             Node::Parameter(name) => facts.path_parameter(name).map(text),
             Node::Extension(name) => facts.extension(name).map(text),
             Node::Certificate(field) => {
@@ -169,11 +179,7 @@ impl<'f> Evaluation<'f> {
             return Ok(Value::Bool(present));
         }
         let (left, right) = (self.node(left)?, self.node(right)?);
-        let cost = |value: &Value<'_>| match value {
-            Value::Text(text) => text.len() / BYTES_A_STEP,
-            other => other.size().map_or(0, |size| usize::try_from(size).unwrap_or(0)),
-        };
-        self.spend(cost(&left) + cost(&right))?;
+        self.spend(left.weight(BYTES_A_STEP).saturating_add(right.weight(BYTES_A_STEP)))?;
         Ok(Value::Bool(match operator {
             Operator::Add => return left.add(right),
             Operator::Subtract => return left.subtract(&right),

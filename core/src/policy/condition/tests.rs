@@ -184,6 +184,83 @@ fn what_could_cost_too_much_is_refused_or_ends() {
 }
 
 #[test]
+fn what_quantifiers_may_cost_is_told_before_there_is_a_request() {
+    let inner = vec!["(x.a == y.b && y.c != 'd')"; 6].join(" || ");
+    let error = mistake(&format!("token.v == 1 ||\n token.a.exists(x, token.b.exists(y, {inner}))"));
+    assert!(error.message.contains("where a list has 32 elements"), "{error:?}");
+    assert_eq!((error.line, error.column), (2, 16), "{error:?}");
+    for fits in [
+        "token.a.exists(x, token.b.exists(y, x == y))",
+        "token.a.exists(x, x.b.exists(y, y.c == 'd' && y.e.startsWith('f')))",
+        "['a', 'b', 'c'].all(x, token.roles.exists(y, y == x))",
+        "token.a.exists(x, request.headers.tenant == x)",
+    ] {
+        assert!(Condition::compile(fits).is_ok(), "{fits}");
+    }
+}
+
+/// A header as long as a gateway takes, read as often as a list says.
+#[test]
+fn long_texts_use_up_the_budget() {
+    struct Long(Sample);
+
+    impl Facts for Long {
+        fn method(&self) -> &str {
+            self.0.method()
+        }
+        fn host(&self) -> &str {
+            self.0.host()
+        }
+        fn path(&self) -> &str {
+            self.0.path()
+        }
+        fn query(&self) -> Option<&str> {
+            self.0.query()
+        }
+        fn scheme(&self) -> &str {
+            self.0.scheme()
+        }
+        fn source_address(&self) -> Option<&str> {
+            self.0.source_address()
+        }
+        fn header(&self, _name: &str) -> Option<String> {
+            Some("x".repeat(60_000))
+        }
+        fn extension(&self, name: &str) -> Option<&str> {
+            self.0.extension(name)
+        }
+        fn path_parameter(&self, name: &str) -> Option<&str> {
+            self.0.path_parameter(name)
+        }
+        fn claims(&self) -> Option<&Map<String, Json>> {
+            self.0.claims()
+        }
+        fn certificate(&self) -> Option<CertificateFacts<'_>> {
+            self.0.certificate()
+        }
+        fn now_seconds(&self) -> i64 {
+            self.0.now_seconds()
+        }
+    }
+
+    let mut sample = Sample::new();
+    sample.claims.insert("long".to_owned(), json!(vec!["a"; 100]));
+    let long = Long(sample);
+    for text in [
+        "token.long.all(a, size(request.headers.h) > 0)",
+        "token.long.all(a, request.headers.h.lowerAscii() != a)",
+        "token.long.all(a, request.headers.h.matches('^x'))",
+        "token.long.all(a, request.headers.h.startsWith('x'))",
+        "token.long.all(a, request.headers.h + a != a)",
+        "token.long.all(a, has(request.headers.h))",
+    ] {
+        let condition = Condition::compile(text).unwrap_or_else(|error| panic!("{text}: {error:?}"));
+        assert_eq!(condition.evaluate(&long), Err(ConditionFault::Budget), "{text}");
+    }
+    assert_eq!(Condition::compile("request.headers.h.matches('^x+$')").unwrap().evaluate(&long), Ok(true));
+}
+
+#[test]
 fn path_parameters_are_told() {
     let condition = Condition::compile("request.params.id == '1' || has(request.params.other)").unwrap();
     assert_eq!(condition.path_parameters().collect::<Vec<_>>(), ["id", "other"]);

@@ -74,6 +74,22 @@ impl<'a> Value<'a> {
         i64::try_from(size).map_err(|_| ConditionFault::Arithmetic)
     }
 
+    /// Steps to read all of it: one for every value in it, and for so many bytes of a text.
+    pub(super) fn weight(&self, bytes_a_step: usize) -> usize {
+        match self {
+            Self::Text(text) => text.len() / bytes_a_step,
+            Self::Json(json) => json_weight(json, bytes_a_step),
+            Self::Texts(texts) => texts.iter().map(|text| 1 + text.len() / bytes_a_step).sum(),
+            Self::List(elements) => elements.iter().map(|element| 1 + element.weight(bytes_a_step)).sum(),
+            Self::Null
+            | Self::Bool(_)
+            | Self::Int(_)
+            | Self::Double(_)
+            | Self::Timestamp(_)
+            | Self::Duration(_) => 0,
+        }
+    }
+
     /// Values of different types are never equal, but numbers are compared as numbers.
     pub(super) fn equals(&self, other: &Self) -> bool {
         match (self, other) {
@@ -209,6 +225,16 @@ impl<'a> Value<'a> {
             }
             _ => Err(ConditionFault::Type),
         }
+    }
+}
+
+/// A token's JSON is neither deep nor large, so the recursion is bounded.
+fn json_weight(json: &Json, bytes_a_step: usize) -> usize {
+    match json {
+        Json::String(text) => text.len() / bytes_a_step,
+        Json::Array(elements) => elements.iter().map(|element| 1 + json_weight(element, bytes_a_step)).sum(),
+        Json::Object(members) => members.values().map(|member| 1 + json_weight(member, bytes_a_step)).sum(),
+        Json::Null | Json::Bool(_) | Json::Number(_) => 0,
     }
 }
 
