@@ -46,11 +46,11 @@ pub(super) fn locate(text: &str, path: &[Step<'_>], value: Option<&str>) -> Plac
 /// Where `value` stands in a line: the last time by itself, else the last time as a part of another one.
 fn find(line: &str, value: &str) -> Option<usize> {
     let is_edge = |character: char| character.is_whitespace() || "'\"[]{},:".contains(character);
-    let mut whole = line.match_indices(value).filter(|(at, _)| {
+    let whole = line.match_indices(value).filter(|(at, _)| {
         line[..*at].chars().next_back().is_none_or(is_edge)
             && line[at + value.len()..].chars().next().is_none_or(is_edge)
     });
-    whole.next_back().map(|(at, _)| at).or_else(|| line.rfind(value))
+    whole.last().map(|(at, _)| at).or_else(|| line.rfind(value))
 }
 
 /// The place of a position within a text value: in a block scalar (`|`, `>-`) on one of the lines below the key, else behind

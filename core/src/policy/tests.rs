@@ -142,7 +142,7 @@ fn a_tie_is_an_error_of_the_later_rule() {
     assert!(error.message.contains("`/{x}/b` of rule `first` of policy `orders`"), "{}", error.message);
     // `/a` is the first of the list, and not a part of the second.
     let error = only_error("    - { paths: ['/a'] }\n    - { paths: ['/a', '/a/b'] }\n");
-    assert_eq!((error.line, error.column), (9, 17));
+    assert_eq!((error.line, error.column), (8, 18));
     for distinct in [
         "{ paths: ['/a'], methods: [GET] }\n    - { paths: ['/a'], methods: [PUT] }",
         "{ paths: ['/a'], hosts: [x] }\n    - { paths: ['/a'], hosts: [y] }",
