@@ -157,9 +157,7 @@ impl<'t> Compiler<'t> {
             self.report(source, &format!("{place}.dpop.maxAgeSeconds"), None, message);
         }
         let origins = self.each(source, &format!("{place}.dpop.origins"), origins, origin);
-        if binding.require == BindingNeed::Dpop
-            && credential.iter().all(|source| is_scheme_other_than_dpop(source))
-        {
+        if binding.require == BindingNeed::Dpop && credential.iter().all(is_scheme_other_than_dpop) {
             let message = "permits nothing: a token that is bound to a DPoP key comes with the scheme `DPoP`, which \
                            `credential` does not take";
             self.report(source, &format!("{place}.require"), None, message);

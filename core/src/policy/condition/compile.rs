@@ -312,7 +312,9 @@ impl Compiler<'_> {
         self.expect(target, kind, &[Type::Text])?;
         let search = match (function, arguments) {
             ("lowerAscii", []) => return Ok((Node::LowerAscii(node), Type::Text)),
-            ("matches", [pattern]) => return Ok((Node::Matches(node, self.pattern(pattern)?), Type::Bool)),
+            ("matches", [pattern]) => {
+                return Ok((Node::Matches(node, Box::new(self.pattern(pattern)?)), Type::Bool));
+            }
             ("startsWith", [_]) => Search::StartsWith,
             ("endsWith", [_]) => Search::EndsWith,
             ("contains", [_]) => Search::Contains,

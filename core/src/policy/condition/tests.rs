@@ -185,7 +185,7 @@ fn what_could_cost_too_much_is_refused_or_ends() {
 
 #[test]
 fn what_quantifiers_may_cost_is_told_before_there_is_a_request() {
-    let inner = vec!["(x.a == y.b && y.c != 'd')"; 6].join(" || ");
+    let inner = ["(x.a == y.b && y.c != 'd')"; 6].join(" || ");
     let error = mistake(&format!("token.v == 1 ||\n token.a.exists(x, token.b.exists(y, {inner}))"));
     assert!(error.message.contains("where a list has 32 elements"), "{error:?}");
     assert_eq!((error.line, error.column), (2, 16), "{error:?}");

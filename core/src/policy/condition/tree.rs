@@ -43,7 +43,7 @@ pub(super) enum Node {
     Binary(Operator, Box<Node>, Box<Node>),
     Size(Box<Node>),
     Search(Search, Box<Node>, Box<Node>),
-    Matches(Box<Node>, Pattern),
+    Matches(Box<Node>, Box<Pattern>),
     LowerAscii(Box<Node>),
     Convert(Conversion, Box<Node>),
     Part(Part, Box<Node>),
