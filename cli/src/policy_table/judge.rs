@@ -301,7 +301,7 @@ fn place(asked: &mut Asked, token: &str, to_key: bool, rule: Option<&Rule>) {
             asked.headers.push((header.to_string(), format!("{prefix}{token}")));
         }
         Some(CredentialSource::Cookie(name)) => {
-            asked.headers.push(("cookie".to_owned(), format!("{name}={token}")))
+            asked.headers.push(("cookie".to_owned(), format!("{name}={token}")));
         }
         Some(CredentialSource::Query(name)) => {
             let separator = if asked.target.contains('?') { '&' } else { '?' };

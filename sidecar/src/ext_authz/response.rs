@@ -268,12 +268,9 @@ mod tests {
                         "Bearer "
                     };
                     assert!(challenge.starts_with(scheme), "{reason}: {challenge}");
-                    match reason.error() {
-                        Some(error) => {
-                            assert!(challenge.contains(&format!("error=\"{error}\"")), "{challenge}")
-                        }
-                        None => assert!(!challenge.contains("error"), "{challenge}"),
-                    }
+                    let error = reason.error().map(|error| format!("error=\"{error}\""));
+                    assert_eq!(challenge.contains("error="), error.is_some(), "{reason}: {challenge}");
+                    assert!(error.is_none_or(|error| challenge.contains(&error)), "{reason}: {challenge}");
                     assert!(challenge.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{challenge}");
                 }
                 if headers.is_empty() {
