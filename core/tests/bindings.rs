@@ -1,5 +1,6 @@
 //! Proof of possession through the whole decision: every check of RFC 9449 §4.3, certificates by RFC 8705, and where each may
 //! come from.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy knows only the test functions themselves
 
 #[path = "support/fixtures.rs"] // in a folder, so that it is no test program of its own
 mod support;
@@ -364,8 +365,7 @@ fn a_certificate_counts_from_where_it_is_trusted_alone() {
     let bench = Bench::new();
     let (own, other) = (certificate(&["a.example"]), certificate(&["b.example"]));
     let thumbprint = ClientCertificate::from_url_encoded_pem(&own).unwrap().thumbprint().to_owned();
-    let hash: String =
-        base64url::decode(&thumbprint).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(base64url::decode(&thumbprint).unwrap());
     let token = bench.token(&json!({"cnf": {"x5t#S256": thumbprint}}));
     let authorization = format!("Bearer {token}");
     let forwarded = format!("Hash={hash};DNS=a.example");

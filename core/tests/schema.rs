@@ -1,4 +1,5 @@
 //! The JSON Schema of policy documents, as editors use it: it takes what the compiler takes and shows a typo.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy knows only the test functions themselves
 
 use std::path::Path;
 
