@@ -16,9 +16,13 @@ for crate in core/fuzz proto/fuzz; do
   for target in fuzz_targets/*.rs; do
     name=$(basename "$target" .rs)
     mkdir -p "corpus/$name" "artifacts/$name"
+    # Words of the language, and documents that people wrote, lead deeper than random bytes.
+    options=()
+    [ ! -f "dictionaries/$name.dict" ] || options+=("-dict=dictionaries/$name.dict")
+    [ "$name" != policy ] || options+=("$root/examples/policies")
     echo "fuzzing $name for $seconds s"
     "$CARGO_TARGET_DIR/$host/release/$name" -max_total_time="$seconds" -print_final_stats=0 -verbosity=0 \
-      -artifact_prefix="artifacts/$name/" "corpus/$name" || failed="$failed $crate/$name"
+      -artifact_prefix="artifacts/$name/" "corpus/$name" "${options[@]}" || failed="$failed $crate/$name"
   done
 done
 [ -z "$failed" ] || { echo "findings in:$failed (see artifacts/ there)" >&2; exit 1; }
