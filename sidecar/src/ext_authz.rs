@@ -24,6 +24,7 @@ pub mod grpc;
 pub mod http;
 mod identity;
 mod response;
+mod wire;
 
 /// Judges requests from the newest published state. Shared by all listeners and threads.
 #[derive(Debug)]

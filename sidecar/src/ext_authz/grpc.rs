@@ -10,10 +10,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atm_core::decision::Decision;
 use atm_core::request::Request;
 use atm_proto::check::Received;
-use bytes::{BufMut, Bytes, BytesMut};
-use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::{Body, Incoming};
@@ -27,8 +27,7 @@ use tokio_util::task::TaskTracker;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::Service;
 
-use super::Judge;
-use super::response::check_response;
+use super::{Judge, response, wire};
 use reply::Reply;
 
 mod reply;
@@ -43,6 +42,8 @@ const MAX_CHECK_BYTES: usize = 64 << 20;
 const MAX_STREAMS: u32 = 4_096;
 /// A gRPC message is preceded by one byte of flags and four of length.
 const PREFIX: usize = 5;
+/// Bytes that an answer usually has.
+const ANSWER_BYTES: usize = 1_024;
 /// How long checks under way may take to end when the sidecar stops; shorter than the whole program's drain, which has
 /// to save behind it.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -175,7 +176,7 @@ impl<H: Health> Handler<H> {
         match request.uri().path() {
             CHECK => {
                 let message = read_message(request.into_body()).await;
-                Ok(Reply::message(encode(&check(&self.judge, message.as_deref()).await)))
+                Ok(Reply::message(check(&self.judge, message.as_deref()).await))
             }
             path if path.starts_with(HEALTH) => {
                 let Ok(response) = self.health.call(request).await;
@@ -189,14 +190,15 @@ impl<H: Health> Handler<H> {
     }
 }
 
-/// The answer to an encoded `CheckRequest`.
-async fn check(judge: &Judge, message: Option<&[u8]>) -> CheckResponse {
+/// The answer to an encoded `CheckRequest`, framed.
+async fn check(judge: &Judge, message: Option<&[u8]>) -> Bytes {
     match message.map(Received::read) {
         Some(Ok(received)) => {
             let request = received.request(judge.trusts_forwarded_certificate());
-            check_response(&request, &judge.judge(&request).await)
+            let decision = judge.judge(&request).await;
+            frame(&request, &decision)
         }
-        Some(Err(_)) | None => check_response(&Request::default(), &judge.unreadable()),
+        Some(Err(_)) | None => frame(&Request::default(), &judge.unreadable()),
     }
 }
 
@@ -233,13 +235,17 @@ impl SplitChecked for Bytes {
     }
 }
 
-fn encode(response: &CheckResponse) -> Bytes {
-    let length = response.encoded_len();
-    let mut framed = BytesMut::with_capacity(PREFIX + length);
-    framed.put_u8(0);
-    framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX)); // an answer has a few hundred bytes
-    response.encode_raw(&mut framed);
-    framed.freeze()
+/// The decision as one framed `CheckResponse`.
+fn frame(request: &Request<'_>, decision: &Decision) -> Bytes {
+    let mut framed = Vec::with_capacity(ANSWER_BYTES);
+    framed.extend_from_slice(&[0; PREFIX]);
+    match decision {
+        Decision::Permit(permit) => wire::permit(request, permit, &mut framed),
+        Decision::Denial(denial) => response::denied(request, denial).encode_raw(&mut framed),
+    }
+    let length = u32::try_from(framed.len() - PREFIX).unwrap_or(u32::MAX);
+    framed[1..PREFIX].copy_from_slice(&length.to_be_bytes());
+    framed.into()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! Envoy takes a 5xx answer here for a failure of ours, which `failure_mode_allow` lets through, and nginx answers 500 to its
 //! client. So what gRPC refuses with 503 is 403 here, unless the configuration says that the gateway hands a 503 on.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use atm_core::decision::{Decision, Permit};
@@ -130,7 +131,8 @@ fn permitted(request: &Request<'_>, permit: &Permit) -> Response<Body> {
     let mut answer = Response::new(Body::empty());
     let mut remove = Vec::new();
     let fixed = identity::HEADERS.into_iter().zip(identity::values(permit));
-    for (name, value) in fixed.chain(identity::from_claims(permit)) {
+    let from_claims = identity::from_claims(permit).map(|(name, value)| (name, value.map(Cow::Owned)));
+    for (name, value) in fixed.chain(from_claims) {
         if value.is_none() {
             remove.push(name);
         }

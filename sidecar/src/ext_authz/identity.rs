@@ -1,5 +1,8 @@
 //! What upstream services learn of a permitted request: headers whose client-sent copies never get through.
 
+use std::borrow::Cow;
+
+use atm_core::claims::Claims;
 use atm_core::decision::Permit;
 use atm_core::request::Request;
 
@@ -15,19 +18,27 @@ pub(super) const HEADERS: [&str; 7] = [
 ];
 
 /// The value of each of [`HEADERS`], in their order; `None` where there is none, or where it could not be a header's value.
-pub(super) fn values(permit: &Permit) -> [Option<String>; HEADERS.len()] {
+pub(super) fn values(permit: &Permit) -> [Option<Cow<'_, str>>; HEADERS.len()] {
     let claims = permit.token.as_ref().map(|token| &token.claims);
-    let scope = claims.filter(|claims| !claims.scope.is_empty()).map(|claims| claims.scope.join(" "));
     [
-        claims.map(|claims| claims.subject.clone()),
-        claims.and_then(|claims| claims.client_id.clone()),
-        claims.map(|claims| claims.issuer.clone()),
-        scope,
-        claims.and_then(|claims| claims.jti.clone()),
-        claims.and_then(|claims| claims.session.clone()),
-        Some(permit.rule.policy.to_string()),
+        claims.map(|claims| Cow::Borrowed(&*claims.subject)),
+        claims.and_then(|claims| claims.client_id.as_deref()).map(Cow::Borrowed),
+        claims.map(|claims| Cow::Borrowed(&*claims.issuer)),
+        claims.map(scope),
+        claims.and_then(|claims| claims.jti.as_deref()).map(Cow::Borrowed),
+        claims.and_then(|claims| claims.session.as_deref()).map(Cow::Borrowed),
+        Some(Cow::Borrowed(&*permit.rule.policy)),
     ]
     .map(|value| value.filter(|value| is_header_value(value)))
+}
+
+/// The scopes as RFC 6749 §3.3 has them; empty where there are none.
+pub(super) fn scope(claims: &Claims) -> Cow<'_, str> {
+    match &claims.scope[..] {
+        [] => Cow::Borrowed(""),
+        [one] => Cow::Borrowed(one),
+        several => Cow::Owned(several.join(" ")),
+    }
 }
 
 /// The headers that the rule makes from claims, each with its value; none where it is to be removed.

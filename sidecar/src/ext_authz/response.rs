@@ -1,33 +1,23 @@
-//! A decision as Envoy's `CheckResponse`.
+//! A refusal as Envoy's `CheckResponse`, and what it says over HTTP; a permit is written by [`super::wire`].
 //!
 //! Only `status` decides, and an unset one means allow: every refusal here sets it, and no refusal is a gRPC error, which
 //! Envoy may be told to let through.
 
 use std::collections::HashMap;
 
-use atm_core::decision::{Decision, Denial, Permit};
+use atm_core::decision::Denial;
 use atm_core::key::Algorithm;
-use atm_core::policy::{BindingNeed, CredentialSource, lookup};
+use atm_core::policy::BindingNeed;
 use atm_core::reason::Reason;
 use atm_core::request::Request;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
-use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse, OkHttpResponse};
+use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse};
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
 use envoy_types::pb::google::rpc::Status;
-
-use super::identity;
-
-/// The answer to a check.
-pub(super) fn check_response(request: &Request<'_>, decision: &Decision) -> CheckResponse {
-    match decision {
-        Decision::Permit(permit) => permitted(request, permit),
-        Decision::Denial(denial) => denied(request, denial),
-    }
-}
 
 /// The body of a refusal that is answered with `status`: a problem document (RFC 9457) with the reason. For a gRPC caller a sentence,
 /// which Envoy makes the message of a gRPC status.
@@ -97,48 +87,8 @@ fn title(status: u16) -> &'static str {
     }
 }
 
-fn permitted(request: &Request<'_>, permit: &Permit) -> CheckResponse {
-    let mut set = Vec::with_capacity(identity::HEADERS.len());
-    let mut remove = Vec::new();
-    let fixed = identity::HEADERS.into_iter().zip(identity::values(permit));
-    for (name, value) in fixed.chain(identity::from_claims(permit)) {
-        match value {
-            Some(value) => set.push(header(name, value)),
-            None => remove.push(name.to_owned()),
-        }
-    }
-    let mut query_parameters_to_remove = Vec::new();
-    for source in permit.stripped() {
-        match source {
-            CredentialSource::Scheme { header, .. } | CredentialSource::Header { header, .. } => {
-                remove.push(header.to_string());
-            }
-            CredentialSource::Cookie(name) => match identity::without_cookie(request, name) {
-                Some(rest) => set.push(header("cookie", rest)),
-                None => remove.push("cookie".to_owned()),
-            },
-            CredentialSource::Query(name) => query_parameters_to_remove.push(name.to_string()),
-        }
-    }
-    remove.dedup();
-    CheckResponse {
-        status: Some(Status { code: 0, ..Status::default() }),
-        dynamic_metadata: Some(metadata(permit)),
-        http_response: Some(HttpResponse::OkResponse(OkHttpResponse {
-            headers: set,
-            headers_to_remove: remove,
-            query_parameters_to_remove,
-            response_headers_to_add: permit
-                .nonce
-                .iter()
-                .map(|nonce| header("dpop-nonce", nonce.clone()))
-                .collect(),
-            ..OkHttpResponse::default()
-        })),
-    }
-}
-
-fn denied(request: &Request<'_>, denial: &Denial) -> CheckResponse {
+/// The answer that refuses a check.
+pub(super) fn denied(request: &Request<'_>, denial: &Denial) -> CheckResponse {
     let reason = denial.reason;
     let body = body(request, denial, reason.status());
     let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
@@ -172,41 +122,8 @@ fn header(name: &str, value: String) -> HeaderValueOption {
     }
 }
 
-fn metadata(permit: &Permit) -> Struct {
-    let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
-    let mut fields = HashMap::from([
-        ("policy".to_owned(), text(&permit.rule.policy)),
-        ("rule".to_owned(), text(&permit.rule.name)),
-        ("reason".to_owned(), text("permit")),
-        ("freshness".to_owned(), text(permit.freshness.as_str())),
-    ]);
-    if let Some(token) = &permit.token {
-        let claims = &token.claims;
-        let mut add = |name: &str, value: Option<&str>| {
-            if let Some(value) = value {
-                fields.insert(name.to_owned(), text(value));
-            }
-        };
-        add("subject", Some(&claims.subject));
-        add("client_id", claims.client_id.as_deref());
-        add("issuer", Some(&claims.issuer));
-        add("jti", claims.jti.as_deref());
-        add("session", claims.session.as_deref());
-        add("scope", Some(&claims.scope.join(" ")));
-        let chosen = permit.rule.upstream.metadata.iter();
-        let chosen: HashMap<String, Value> = chosen
-            .filter_map(|path| Some((path.last()?.clone(), protobuf(lookup(&claims.raw, path)?))))
-            .collect();
-        if !chosen.is_empty() {
-            let kind = Some(Kind::StructValue(Struct { fields: chosen }));
-            fields.insert("claims".to_owned(), Value { kind });
-        }
-    }
-    Struct { fields }
-}
-
 /// A claim as Envoy's metadata has it.
-fn protobuf(json: &serde_json::Value) -> Value {
+pub(super) fn protobuf(json: &serde_json::Value) -> Value {
     let kind = match json {
         serde_json::Value::Null => Kind::NullValue(0),
         serde_json::Value::Bool(value) => Kind::BoolValue(*value),
@@ -231,10 +148,9 @@ mod tests {
     fn every_reason_is_one_well_formed_denial() {
         let grpc = [("content-type", &b"application/grpc+proto"[..])];
         for reason in Reason::ALL {
-            let decision = Decision::Denial(Denial::new(*reason));
-            assert_eq!(decision.as_str(), reason.as_str());
+            let denial = Denial::new(*reason);
             for headers in [&[][..], &grpc] {
-                let response = check_response(&Request { headers, ..Request::default() }, &decision);
+                let response = denied(&Request { headers, ..Request::default() }, &denial);
                 // Unset means allow, and so does 0.
                 let code = response.status.unwrap().code;
                 assert_eq!(code, if reason.status() == 401 { 16 } else { 7 }, "{reason}");
