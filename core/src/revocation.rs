@@ -294,6 +294,11 @@ impl RevocationIndex {
         parts.into_iter().map(|part| (part, self.digest(part))).collect()
     }
 
+    /// Whether a sealed front waits for its filter.
+    pub fn is_settling(&self) -> bool {
+        self.tokens.values().any(|ids| ids.is_settling())
+    }
+
     /// How many ids are held in full.
     pub fn front_len(&self) -> usize {
         self.tokens.values().map(|ids| ids.front_len()).sum()

@@ -98,6 +98,10 @@ impl Entries {
         sealing
     }
 
+    pub(super) fn is_settling(&self) -> bool {
+        self.sealed.is_some()
+    }
+
     /// Whether the sealed front is of `run`.
     pub(super) fn has_sealed(&self, run: Run) -> bool {
         self.sealed.as_ref().is_some_and(|(sealed, _)| *sealed == run)

@@ -121,8 +121,10 @@ fn a_settled_bucket_answers_from_its_filter_and_asks_only_to_confirm() {
     assert_eq!(index.due(), [Bucket(3)]);
     let run = index.seal(Bucket(3)).unwrap();
     assert_eq!(index.seal(Bucket(3)), None, "one at a time");
+    assert!(index.is_settling());
     assert!(ids.iter().all(|id| revoked(&index, 3, id)), "what is being settled is in force");
     assert!(index.settle(Bucket(3), run, disk.settle(Bucket(3), ids.iter().copied())));
+    assert!(!index.is_settling());
     assert_eq!(*disk.asked.lock().unwrap(), 0);
     assert!(!(5_000..15_000).any(|number| revoked(&index, 3, &spread(number))));
     assert!(

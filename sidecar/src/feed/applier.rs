@@ -139,12 +139,21 @@ impl Applier {
             self.settle(settlement);
         }
         // What comes faster than filters are built is held in full meanwhile.
-        while self.state.view.revocations.front_len() > FRONT_IDS && self.writer.settles() {
+        while self.holds_too_much_in_full() {
             match tokio::time::timeout(ROOM_WAIT, self.writer.settled()).await {
                 Ok(settlement) => self.settle(settlement),
                 Err(_) => return,
             }
         }
+    }
+
+    /// Only where a filter is on its way: on a disk that fails none is, and what comes must be in force.
+    fn holds_too_much_in_full(&self) -> bool {
+        let revocations = &self.state.view.revocations;
+        let settling = revocations.is_settling() && self.writer.settles();
+        settling
+            && revocations.front_len() > FRONT_IDS
+            && !self.status().store_failing.load(Ordering::Relaxed)
     }
 
     /// The next thing that was settled; to be given to [`Applier::settle`].
