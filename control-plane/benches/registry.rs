@@ -194,7 +194,7 @@ impl Bench {
 
     fn revoke(&self) -> RequestBuilder {
         let jti = format!("bench-{}", self.next.fetch_add(1, Ordering::Relaxed));
-        self.admin("/admin/v1/revocations").json(&json!({ "selectors": [{ "token": { "jti": jti } }] }))
+        self.admin("/admin/v1/revocations").json(&json!({ "selector": { "token": { "jti": jti } } }))
     }
 }
 

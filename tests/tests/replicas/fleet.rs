@@ -94,7 +94,7 @@ pub(crate) fn token_id(jti: &str) -> Id {
 
 /// Revokes one token. None: it is not known whether it is.
 pub(crate) async fn revoke(client: &AdminClient, jti: &str) -> Option<u64> {
-    let body = json!({ "selectors": [{ "token": { "jti": jti } }] });
+    let body = json!({ "selector": { "token": { "jti": jti } } });
     let answer = client.call("POST", "/admin/v1/revocations", &body).await.ok()?;
     match answer.status {
         200 => Some(answer.json()["revision"].as_u64().expect("a revision")),

@@ -43,7 +43,7 @@ async fn a_key_that_one_replica_revoked_signs_at_no_other_one() {
     for (here, there) in [(one, other), (other, one), (one, other), (other, one)] {
         let (header, before) = issue(there, &client).await;
         let kid = header["kid"].as_str().unwrap();
-        let body = json!({ "selectors": [{ "key": kid }] });
+        let body = json!({ "selector": { "key": kid } });
         admin(here, "POST", "/admin/v1/revocations", body).await;
         let (next, after) = issue(there, &client).await;
         assert_ne!(next["kid"].as_str(), Some(kid));
@@ -59,7 +59,7 @@ async fn a_token_from_another_replica_is_on_the_right_side_of_a_revocation() {
     let client = admin(one, "POST", "/admin/v1/clients", json!({ "audiences": ["api"] })).await;
     for (here, there) in [(one, other), (other, one), (one, other)] {
         let (_, before) = issue(there, &client).await;
-        let body = json!({ "selectors": [{ "client": client["client_id"] }] });
+        let body = json!({ "selector": { "client": client["client_id"] } });
         admin(here, "POST", "/admin/v1/revocations", body).await;
         let (_, after) = issue(there, &client).await;
         let records = admin(here, "GET", "/admin/v1/revocations?limit=1", Value::Null).await;

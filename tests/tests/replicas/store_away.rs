@@ -112,7 +112,7 @@ async fn a_store_that_hangs_costs_503_within_its_bound_and_comes_back() {
     let calls = (0..12).map(|number| {
         let client = client.clone();
         async move {
-            let body = json!({ "selectors": [{ "token": { "jti": format!("during-{number}") } }] });
+            let body = json!({ "selector": { "token": { "jti": format!("during-{number}") } } });
             client.call("POST", "/admin/v1/revocations", &body).await.map_or(0, |answer| answer.status)
         }
     });
