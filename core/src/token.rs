@@ -45,11 +45,16 @@ impl<'a> KeyedToken<'a> {
 
     /// Verifies the signature, then types the claims.
     pub fn verify(self) -> Result<AuthenticToken, Reason> {
-        self.key
-            .verify(self.token.signing_input(), self.token.signature())
-            .map_err(|_| Reason::SignatureInvalid)?;
-        let claims = Claims::from_object(self.token.into_claims())?;
-        AuthenticToken::new(self.issuer, self.key.shared_kid(), claims, None)
+        let (issuer, kid) = (Arc::clone(&self.issuer), self.key.shared_kid());
+        AuthenticToken::new(issuer, kid, Claims::from_object(self.verify_untyped()?)?, None)
+    }
+
+    /// Verifies the signature alone: for signed tokens that are no access tokens, such as assertions (RFC 7523), whose claims
+    /// the caller judges.
+    pub fn verify_untyped(self) -> Result<Map<String, Value>, Reason> {
+        let verified = self.key.verify(self.token.signing_input(), self.token.signature());
+        verified.map_err(|_| Reason::SignatureInvalid)?;
+        Ok(self.token.into_claims())
     }
 }
 

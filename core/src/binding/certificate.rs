@@ -94,7 +94,8 @@ impl ClientCertificate {
         Ok(Self::from_der(pem.contents))
     }
 
-    fn from_der(der: Vec<u8>) -> Self {
+    /// From DER, as a TLS connection has it. Nothing of it is read yet.
+    pub fn from_der(der: Vec<u8>) -> Self {
         let thumbprint = base64url::encode(digest(&SHA256, &der).as_ref());
         Self { thumbprint, contents: Contents::Der(der) }
     }

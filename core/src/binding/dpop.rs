@@ -28,10 +28,10 @@ pub struct Expected<'a> {
     pub origins: &'a [(String, String)],
     /// The request target as received, with its query.
     pub target: &'a str,
-    /// The access token that the proof comes with.
-    pub access_token: &'a str,
-    /// The thumbprint of the key that the token is bound to (`cnf.jkt`).
-    pub thumbprint: &'a str,
+    /// The access token that the proof comes with; none where a token is asked for (RFC 9449 §5).
+    pub access_token: Option<&'a str>,
+    /// The thumbprint of the key that the token is bound to (`cnf.jkt`); none where any key will do.
+    pub thumbprint: Option<&'a str>,
     /// Now.
     pub now: UnixMillis,
     /// Age of a proof at most, in seconds.
@@ -98,12 +98,18 @@ pub enum DpopError {
 /// Evidence that a proof fits a request and its token. Whether it was used before is for who remembers proofs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedProof {
+    thumbprint: String,
     replay_id: [u8; 16],
     expires_at: UnixMillis,
     nonce_ends: bool,
 }
 
 impl VerifiedProof {
+    /// The thumbprint of the key that the proof was made with (`jkt`, RFC 7638).
+    pub fn thumbprint(&self) -> &str {
+        &self.thumbprint
+    }
+
     /// What the proof is remembered by: a hash over its key and its `jti`.
     pub fn replay_id(&self) -> [u8; 16] {
         self.replay_id
@@ -128,12 +134,14 @@ pub fn verify(proof: &str, expected: &Expected<'_>) -> Result<VerifiedProof, Dpo
     let (input, signature) = proof.rsplit_once('.').ok_or(DpopError::Malformed)?;
     let (header, payload) = input.split_once('.').ok_or(DpopError::Malformed)?;
     let (key, thumbprint) = read_header(&object(header)?)?;
-    if verify_slices_are_equal(thumbprint.as_bytes(), expected.thumbprint.as_bytes()).is_err() {
+    if let Some(bound) = expected.thumbprint
+        && verify_slices_are_equal(thumbprint.as_bytes(), bound.as_bytes()).is_err()
+    {
         return Err(DpopError::KeyMismatch);
     }
     let payload = object(payload)?;
     let claims = Claims::read(&payload)?;
-    let verified = claims.check(expected, &thumbprint)?;
+    let verified = claims.check(expected, thumbprint)?;
     let signature = base64url::decode(signature).map_err(|_| DpopError::Malformed)?;
     key.verify(input.as_bytes(), &signature).map_err(|_| DpopError::SignatureInvalid)?;
     Ok(verified)
@@ -175,7 +183,7 @@ struct Claims<'a> {
     method: &'a str,
     uri: &'a str,
     issued_at: i64,
-    token_hash: &'a str,
+    token_hash: Option<&'a str>,
     nonce: Option<&'a str>,
 }
 
@@ -186,10 +194,10 @@ impl<'a> Claims<'a> {
         if jti.is_empty() || jti.len() > MAX_JTI_BYTES {
             return Err(DpopError::Malformed);
         }
-        let nonce = match claims.get("nonce") {
-            None => None,
-            Some(Value::String(nonce)) => Some(nonce.as_str()),
-            Some(_) => return Err(DpopError::Malformed),
+        let optional = |name: &str| match claims.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(_) => Err(DpopError::Malformed),
         };
         let issued_at = claims.get("iat").and_then(Value::as_i64).filter(|seconds| *seconds >= 0);
         Ok(Self {
@@ -197,13 +205,12 @@ impl<'a> Claims<'a> {
             method: text("htm")?,
             uri: text("htu")?,
             issued_at: issued_at.ok_or(DpopError::Malformed)?,
-            // RFC 9449 §7: with an access token, `ath` must be there.
-            token_hash: text("ath")?,
-            nonce,
+            token_hash: optional("ath")?,
+            nonce: optional("nonce")?,
         })
     }
 
-    fn check(&self, expected: &Expected<'_>, thumbprint: &str) -> Result<VerifiedProof, DpopError> {
+    fn check(&self, expected: &Expected<'_>, thumbprint: String) -> Result<VerifiedProof, DpopError> {
         if self.method != expected.method {
             return Err(DpopError::MethodMismatch);
         }
@@ -215,9 +222,13 @@ impl<'a> Claims<'a> {
         if !expected.origins.iter().any(fits) {
             return Err(DpopError::UriMismatch);
         }
-        let token_hash = base64url::encode(digest(&SHA256, expected.access_token.as_bytes()).as_ref());
-        if verify_slices_are_equal(token_hash.as_bytes(), self.token_hash.as_bytes()).is_err() {
-            return Err(DpopError::TokenMismatch);
+        if let Some(token) = expected.access_token {
+            // RFC 9449 §7: with an access token, `ath` must be there.
+            let own = self.token_hash.ok_or(DpopError::Malformed)?;
+            let token_hash = base64url::encode(digest(&SHA256, token.as_bytes()).as_ref());
+            if verify_slices_are_equal(token_hash.as_bytes(), own.as_bytes()).is_err() {
+                return Err(DpopError::TokenMismatch);
+            }
         }
         let nonce_ends = match expected.nonce {
             NonceCheck::NotAsked => false,
@@ -247,7 +258,7 @@ impl<'a> Claims<'a> {
         replay_id.copy_from_slice(&context.finish().as_ref()[..16]);
         // To the end of the last second in which it would be taken.
         let expires_at = UnixMillis::from_seconds(last.saturating_add(1));
-        Ok(VerifiedProof { replay_id, expires_at, nonce_ends })
+        Ok(VerifiedProof { thumbprint, replay_id, expires_at, nonce_ends })
     }
 }
 

@@ -63,8 +63,8 @@ fn check(prover: &Prover, proof: &str, nonce: NonceCheck<'_>) -> Result<Verified
         method: "GET",
         origins: &origins,
         target: "/orders/1?full=1",
-        access_token: TOKEN,
-        thumbprint: &prover.thumbprint(),
+        access_token: Some(TOKEN),
+        thumbprint: Some(&prover.thumbprint()),
         now: UnixMillis::from_seconds(NOW),
         max_age_seconds: 60,
         clock_skew_seconds: 5,
@@ -190,8 +190,8 @@ fn the_rfcs_own_proof_is_read() {
         method: "GET",
         origins: &origins,
         target: "/protectedresource",
-        access_token: "Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU",
-        thumbprint: "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I",
+        access_token: Some("Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU"),
+        thumbprint: Some("0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"),
         now: UnixMillis::from_seconds(1_562_262_618),
         max_age_seconds: 60,
         clock_skew_seconds: 5,
@@ -211,4 +211,30 @@ proptest! {
         let text = format!("{}.{}.AA", base64url::encode(header.as_bytes()), base64url::encode(payload.as_bytes()));
         prop_assert!(check(&Prover::new(), &text, NonceCheck::NotAsked).is_err());
     }
+}
+
+/// RFC 9449 §5: where a token is asked for there is none to name, and any key will do.
+#[test]
+fn a_proof_for_a_token_request_binds_to_its_own_key() {
+    let prover = Prover::new();
+    let origins = [("https".to_owned(), "id.example.com".to_owned())];
+    let expected = Expected {
+        method: "POST",
+        origins: &origins,
+        target: "/oauth2/token",
+        access_token: None,
+        thumbprint: None,
+        now: UnixMillis::from_seconds(NOW),
+        max_age_seconds: 60,
+        clock_skew_seconds: 5,
+        nonce: NonceCheck::NotAsked,
+    };
+    let claims = json!({"htm": "POST", "htu": "https://id.example.com/oauth2/token", "ath": null});
+    let verified = verify(&prover.proof(&json!({}), &claims), &expected).unwrap();
+    assert_eq!(verified.thumbprint(), prover.thumbprint());
+    let proof = prover.proof(&json!({}), &claims);
+    let another = Expected { thumbprint: Some("0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"), ..expected };
+    assert_eq!(verify(&proof, &another), Err(DpopError::KeyMismatch));
+    let with_token = Expected { access_token: Some(TOKEN), ..expected };
+    assert_eq!(verify(&proof, &with_token), Err(DpopError::Malformed), "a token needs its hash");
 }
