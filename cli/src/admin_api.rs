@@ -29,6 +29,13 @@ impl AdminApi {
         self.call(Method::GET, path, None).await
     }
 
+    /// As [`Self::get`], with a query.
+    pub(crate) async fn get_with(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value> {
+        let mut url = url_of(&self.base, path)?;
+        url.query_pairs_mut().extend_pairs(query);
+        self.call_url(Method::GET, url, None).await
+    }
+
     /// `POST /admin/v1/{path}`.
     pub(crate) async fn post(&self, path: &[&str], body: &Value) -> Result<Value> {
         self.call(Method::POST, path, Some(body)).await
@@ -51,7 +58,10 @@ impl AdminApi {
 
     /// `null` for an answer without a body; a refusal becomes an error with the server's explanation.
     async fn call(&self, method: Method, path: &[&str], body: Option<&Value>) -> Result<Value> {
-        let url = url_of(&self.base, path)?;
+        self.call_url(method, url_of(&self.base, path)?, body).await
+    }
+
+    async fn call_url(&self, method: Method, url: Url, body: Option<&Value>) -> Result<Value> {
         let mut request = self.http.request(method, url.clone()).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);

@@ -24,6 +24,14 @@ pub(crate) enum Command {
     },
     /// Change what a key may be used for; in force at every sidecar with the next revision
     Restrict(Restrict),
+    /// Give a key another text, shown this once; the one before is taken for a while, too
+    Rotate {
+        /// The key's id
+        id: String,
+        /// Seconds for which the key before is taken, too; 0 ends it at once
+        #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+        overlap: u64,
+    },
     /// End a key
     Revoke {
         /// The key's id
@@ -94,6 +102,14 @@ impl Command {
                     anyhow::bail!("nothing to change; give --scope, --audience or --network");
                 }
                 show(&admin.patch(&["api-keys", &id], &Value::Object(body)).await?, format)
+            }
+            Self::Rotate { id, overlap } => {
+                let body = json!({ "overlap_seconds": overlap });
+                let key = admin.post(&["api-keys", &id, "rotate"], &body).await?;
+                if format == Format::Human {
+                    eprintln!("atmctl: the key is not shown again; keep it now");
+                }
+                output::show(&key, format, &format!("api_key  {}", text(&key["api_key"])))
             }
             Self::Revoke { id } => {
                 let answer = admin.delete(&["api-keys", &id]).await?;
@@ -170,6 +186,8 @@ fn show(key: &Value, format: Format) -> Result<()> {
         [cell("audiences"), cell(text(&key["audiences"]))],
         [cell("networks"), cell(text(&key["networks"]))],
         [cell("expires"), cell(seconds(&key["expires_at"]))],
+        [cell("key before, until"), cell(instant(&key["previous_expires_at"]))],
+        [cell("last used, about"), cell(instant(&key["last_used_at"]))],
         [cell("created"), cell(instant(&key["created_at"]))],
         [cell("changed"), cell(instant(&key["updated_at"]))],
     ];

@@ -10,6 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 mod admin_api;
 mod api_key;
+mod assertion_rule;
 mod backup;
 mod client;
 mod connection;
@@ -24,6 +25,7 @@ mod policy;
 mod policy_table;
 mod reason;
 mod revoke;
+mod session;
 mod token;
 mod token_input;
 
@@ -50,6 +52,15 @@ enum Command {
     /// OAuth clients
     #[command(subcommand)]
     Client(client::Command),
+    /// Sessions that the login service opened for subjects
+    #[command(subcommand)]
+    Session(session::Command),
+    /// Subjects: global logout, and who gets no tokens
+    #[command(subcommand)]
+    Subject(session::Subject),
+    /// Which assertions of trusted issuers stand for which client
+    #[command(subcommand)]
+    AssertionRule(assertion_rule::Command),
     /// Issue, read and verify access tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -112,6 +123,9 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Issuer(command) => command.run(connection).await?,
         Command::Client(command) => command.run(connection).await?,
         Command::Reason(reason) => reason.run(connection.output)?,
+        Command::Session(command) => command.run(connection).await?,
+        Command::Subject(command) => command.run(connection).await?,
+        Command::AssertionRule(command) => command.run(connection).await?,
         Command::Fleet => fleet::run(connection).await?,
         Command::Backup(backup) => backup.run(connection).await?,
         Command::Restore(restore) => restore.run(connection).await?,

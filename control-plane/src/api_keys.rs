@@ -27,6 +27,10 @@ const DEFAULT_LIFETIME_SECONDS: i64 = 365 * 86_400;
 const MAX_LIFETIME_SECONDS: i64 = 3_653 * 86_400;
 /// Seconds for which a sidecar may keep that a credential is none of ours.
 const INACTIVE_CACHE_SECONDS: u32 = 10;
+/// Seconds that a key is taken beside its successor at most: 90 days.
+const MAX_OVERLAP_SECONDS: u64 = 90 * 86_400;
+/// Milliseconds between two writes of a key's last use.
+const USE_NOTED_EVERY_MS: i64 = 3_600 * 1_000;
 /// Bytes of a subject.
 const MAX_SUBJECT: usize = 256;
 
@@ -73,6 +77,11 @@ pub struct ApiKey {
     pub status: ApiKeyStatus,
     /// Seconds since the Unix epoch.
     pub expires_at: i64,
+    /// Until when the key before a rotation is taken too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_expires_at: Option<i64>,
+    /// About when a sidecar last asked about it: written at most once an hour, and sidecars ask every five minutes at most.
+    pub last_used_at: Option<i64>,
     /// When it was made.
     pub created_at: i64,
     /// When it was last changed.
@@ -168,6 +177,8 @@ impl ApiKeys {
             networks: new.networks,
             status: ApiKeyStatus::Active,
             expires_at: new.expires_at.unwrap_or(now.seconds() + DEFAULT_LIFETIME_SECONDS),
+            previous_expires_at: None,
+            last_used_at: None,
             created_at: now.0,
             updated_at: now.0,
         };
@@ -205,13 +216,52 @@ impl ApiKeys {
             Ok(key)
         })?;
         // ... and after it, so that no answer from before the commit is newer than the mark.
+        let revision = self.ask_anew(id, now).await?;
+        Ok((key, revision))
+    }
+
+    /// Gives a key another text, shown this once. The one before is taken for `overlap_seconds` more, at most 90 days; 0 ends
+    /// it at every sidecar with the revision that this returns.
+    pub async fn rotate(
+        &self,
+        id: &str,
+        overlap_seconds: u64,
+    ) -> Result<(ApiKey, Zeroizing<String>, u64), RegistryError> {
+        if overlap_seconds > MAX_OVERLAP_SECONDS {
+            let message = "must be 0 to 7776000 (90 days)".to_owned();
+            return Err(RegistryError::Invalid(vec![FieldError {
+                field: "overlap_seconds".into(),
+                message,
+            }]));
+        }
+        let text = secret::mint(SecretKind::ApiKey)?;
+        let hash = self.hash(&opaque::digest(&text));
+        let now = self.clock.wall();
+        let overlap = i64::try_from(overlap_seconds.saturating_mul(1_000)).unwrap_or(i64::MAX);
+        let early = self.out_of_date(id).await?;
+        let key = transact!(self.store, |transaction| -> Result<ApiKey, RegistryError> {
+            let mut key = api_keys::locked(transaction, id).await?.ok_or(RegistryError::NotFound)?;
+            if key.status != ApiKeyStatus::Active {
+                let message = "the key is revoked; make another one".to_owned();
+                return Err(RegistryError::Invalid(vec![FieldError { field: "status".into(), message }]));
+            }
+            key.previous_expires_at = (overlap > 0).then(|| now.0.saturating_add(overlap));
+            key.updated_at = now.0;
+            api_keys::rotate(transaction, &key, &hash).await?;
+            outbox::enqueue(transaction, &early, now).await?;
+            Ok(key)
+        })?;
+        let revision = self.ask_anew(id, now).await?;
+        Ok((key, text, revision))
+    }
+
+    /// After a commit: no answer from before it is newer than this mark. Returns the revision that carries it.
+    async fn ask_anew(&self, id: &str, now: UnixMillis) -> Result<u64, RegistryError> {
         let late = self.out_of_date(id).await?;
         let ticket = transact!(self.store, |transaction| -> Result<Ticket, StoreError> {
             outbox::enqueue(transaction, &late, now).await
         })?;
-        let revision =
-            self.feed.sequenced(&ticket).await.map_err(crate::revocation::RevocationError::from)?;
-        Ok((key, revision))
+        Ok(self.feed.sequenced(&ticket).await.map_err(crate::revocation::RevocationError::from)?)
     }
 
     /// Ends a key. Returns the revision from which on it is refused everywhere.
@@ -236,9 +286,13 @@ impl ApiKeys {
         realm_group: &str,
     ) -> Result<IntrospectionReply, StoreError> {
         let time = self.clock.issue().await?;
-        let key = api_keys::by_digest(&self.store, &self.hash(&request.token_digest)).await?;
-        let now = self.clock.wall().seconds();
-        let key = key.filter(|key| key.status == ApiKeyStatus::Active && now < key.expires_at);
+        let now = self.clock.wall();
+        let key = api_keys::by_digest(&self.store, &self.hash(&request.token_digest), now).await?;
+        let key = key.filter(|key| key.status == ApiKeyStatus::Active && now.seconds() < key.expires_at);
+        if let Some(key) = &key {
+            self.note_use(key, now).await;
+        }
+        let now = now.seconds();
         let cache_seconds = match &key {
             None => INACTIVE_CACHE_SECONDS,
             Some(key) => u32::try_from(key.expires_at - now).unwrap_or(u32::MAX).min(MAX_CACHE_SECONDS),
@@ -251,6 +305,28 @@ impl ApiKeys {
             claims: key.map(|key| self.claims(&key)),
             cache_seconds,
         })
+    }
+
+    /// A use that cannot be noted is no reason to refuse it.
+    async fn note_use(&self, key: &ApiKey, now: UnixMillis) {
+        let since = UnixMillis(now.0 - USE_NOTED_EVERY_MS);
+        if key.last_used_at.is_some_and(|last| last >= since.0) {
+            return;
+        }
+        if let Err(error) = api_keys::used(&self.store, &key.id, now, since).await {
+            tracing::warn!(%error, api_key = key.id, "the use of an API key is not noted");
+        }
+    }
+
+    /// The claims of the key with this digest, if it is active.
+    pub(crate) async fn active_claims(
+        &self,
+        digest: &[u8; 32],
+    ) -> Result<Option<Map<String, Value>>, StoreError> {
+        let now = self.clock.wall();
+        let key = api_keys::by_digest(&self.store, &self.hash(digest), now).await?;
+        let key = key.filter(|key| key.status == ApiKeyStatus::Active && now.seconds() < key.expires_at);
+        Ok(key.map(|key| self.claims(&key)))
     }
 
     /// The claims of an access token that says what the key does.

@@ -10,22 +10,31 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use crate::api_keys::ApiKeys;
+use crate::assertions::AssertionGrants;
+use crate::authentication::Authenticator;
+use crate::authentication::certificate::Authorities;
 use crate::clock::IssueClock;
-use crate::config::{Config, Secrets, TlsFiles};
+use crate::config::{Config, OAuthConfig, RegistrationConfig, Secrets, TlsFiles};
+use crate::events::Events;
 use crate::feed::{Feed, FeedError, FeedHandle, FeedSettings};
 use crate::http::{self, Services, admin, oauth};
+use crate::introspection::Introspection;
 use crate::issuance::{Issuance, IssuanceSettings};
 use crate::issuers::Issuers;
 use crate::issuers::cache::RefreshIntervals;
 use crate::keys::{KeySettings, Keys, KeysError};
 use crate::lifecycle::Lifecycle;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::policies::Policies;
+use crate::registration::{Registration, RegistrationSettings};
 use crate::registry::Registry;
 use crate::revocation::Revocations;
-use crate::secret::{SecretError, sha256};
+use crate::secret::{RootKey, SecretError, SecretHasher, sha256};
+use crate::sessions::Sessions;
 use crate::store::{Store, StoreError, StoreSettings};
 use crate::tls::{Certificate, TlsError};
 
@@ -52,6 +61,14 @@ pub enum StartError {
         path: PathBuf,
         /// What the system says.
         source: std::io::Error,
+    },
+    /// The authorities of clients' certificates cannot be used.
+    #[error("listen.clientCaFile: {} {problem}", path.display())]
+    ClientAuthorities {
+        /// As configured.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
     },
     /// A certificate or key cannot be served.
     #[error("{key}: {source}")]
@@ -111,10 +128,13 @@ impl App {
         let lifecycle = Lifecycle::default();
         let starting = lifecycle.readiness().block("start");
         // Bound first: a port that is taken must not cost a key or an epoch.
+        let ask = config.oauth.client_certificates;
         let oauth_listener =
-            listen(&lifecycle, "listen.oauth", config.listen.oauth, config.listen.oauth_tls.clone()).await?;
+            listen(&lifecycle, "listen.oauth", config.listen.oauth, config.listen.oauth_tls.clone(), ask)
+                .await?;
         let admin_listener =
-            listen(&lifecycle, "listen.admin", config.listen.admin, config.listen.admin_tls.clone()).await?;
+            listen(&lifecycle, "listen.admin", config.listen.admin, config.listen.admin_tls.clone(), false)
+                .await?;
         let bound = Bound { oauth: oauth_listener.address, admin: admin_listener.address };
         let address_file = config.listen.address_file.clone();
 
@@ -159,6 +179,7 @@ async fn assemble(
     store: &Store,
     lifecycle: &Lifecycle,
 ) -> Result<Services, StartError> {
+    let Secrets { root_key, feed_signer, admin_token, registration_token, .. } = secrets;
     let clock = Arc::new(IssueClock::start(store.clone()).await?);
     let follow = store.clone().follow_versions();
     let ends = lifecycle.background_ends();
@@ -166,28 +187,22 @@ async fn assemble(
         ends.run_until_cancelled(follow).await;
     });
     let metrics = Metrics::new()?;
-    let issuer_path = config.issuer_path().to_owned();
     let settings = FeedSettings {
-        realm_group: config.realm_group,
-        nats_url: config.nats.url,
-        nats_credentials: config.nats.credentials,
+        realm_group: config.realm_group.clone(),
+        nats_url: config.nats.url.clone(),
+        nats_credentials: config.nats.credentials.clone(),
         linger: config.feed.linger,
         heartbeat: config.feed.heartbeat,
     };
-    let (feed, tasks) = Feed::start(
-        store.clone(),
-        Arc::clone(&clock),
-        secrets.feed_signer,
-        settings,
-        lifecycle.background_ends(),
-    )
-    .await?;
+    let (feed, tasks) =
+        Feed::start(store.clone(), Arc::clone(&clock), feed_signer, settings, lifecycle.background_ends())
+            .await?;
     lifecycle.spawn_background("feed", watch_over(tasks, lifecycle.background_ends()));
     let keys = start_keys(
         store,
         &feed,
         lifecycle,
-        &secrets.root_key,
+        &root_key,
         KeySettings {
             issuer: config.issuer.clone(),
             realm: DEFAULT_REALM.to_owned(),
@@ -196,54 +211,147 @@ async fn assemble(
         },
     )
     .await?;
+    let ground = Ground { store: store.clone(), clock, feed, keys, metrics };
+    let admin_token_hash = sha256(admin_token.as_bytes());
+    wire(ground, config, &root_key, admin_token_hash, registration_token, lifecycle)
+}
+
+/// What everything else stands on.
+struct Ground {
+    store: Store,
+    clock: Arc<IssueClock>,
+    feed: FeedHandle,
+    keys: Keys,
+    metrics: Metrics,
+}
+
+/// Wires the rest of what the interfaces work with.
+fn wire(
+    ground: Ground,
+    config: Config,
+    root_key: &RootKey,
+    admin_token_hash: [u8; 32],
+    registration_token: Option<Zeroizing<String>>,
+    lifecycle: &Lifecycle,
+) -> Result<Services, StartError> {
+    let Ground { store, clock, feed, keys, metrics } = ground;
     let revocations =
         Revocations::new(store.clone(), feed.clone(), Arc::clone(&clock), keys.clone(), &config.issuer);
+    let hasher = root_key.hasher()?;
     let registry =
-        Registry::new(store.clone(), Arc::clone(&clock), secrets.root_key.hasher()?, revocations.clone());
+        Registry::new(store.clone(), Arc::clone(&clock), hasher.clone(), revocations.clone(), DEFAULT_REALM);
     let api_keys = ApiKeys::new(
         store.clone(),
         Arc::clone(&clock),
-        secrets.root_key.hasher()?,
+        hasher.clone(),
         feed.clone(),
         revocations.clone(),
         &config.issuer,
     );
-    let issuers = Issuers::new(
+    let introspection = Introspection::new(
         store.clone(),
-        feed.clone(),
         Arc::clone(&clock),
-        &config.issuer,
-        RefreshIntervals::default(),
+        hasher.clone(),
+        keys.clone(),
+        revocations.clone(),
+        api_keys.clone(),
     );
-    lifecycle.spawn_background("trusted issuers", issuers.clone().run(lifecycle.background_ends()));
+    let issuers = start_issuers(&store, &feed, &clock, &config.issuer, lifecycle);
     let tracing = start_tracing(config.tracing.as_ref(), lifecycle)?;
-    let answering = answer_until(feed.clone(), api_keys.clone(), tracing, lifecycle.background_ends());
+    let answering = answer_until(feed.clone(), introspection.clone(), tracing, lifecycle.background_ends());
     lifecycle.spawn_background("introspection", answering);
     let issuance = Issuance::new(
         keys.clone(),
+        store.clone(),
+        hasher.clone(),
         IssuanceSettings {
             issuer: config.issuer.clone(),
+            realm: DEFAULT_REALM.to_owned(),
             lifetime: config.token_lifetime,
             max_lifetime: config.max_token_lifetime,
         },
     );
+    let events = Events::default();
+    let sessions = Sessions::new(
+        store.clone(),
+        Arc::clone(&clock),
+        hasher.clone(),
+        registry.clone(),
+        revocations.clone(),
+        issuance.clone(),
+        events.clone(),
+        config.oauth.sessions,
+    );
     Ok(Services {
+        origin: config.issuer_origin(),
+        issuer_path: config.issuer_path().to_owned(),
+        authenticator: Authenticator::new(
+            store.clone(),
+            Arc::clone(&clock),
+            hasher.clone(),
+            DEFAULT_REALM,
+            &config.issuer,
+            authorities(&config.oauth)?,
+        ),
+        registration: registration(&config.oauth, registration_token, &registry, &hasher, &config.issuer),
+        assertions: AssertionGrants::new(store.clone(), Arc::clone(&clock), DEFAULT_REALM, &config.issuer),
+        dpop_nonces: config.oauth.dpop_nonce.then(|| root_key.dpop_nonce_key()).transpose()?,
+        takes_client_certificates: config.oauth.client_certificates || config.oauth.trusted_proxy.is_some(),
+        trusted_proxy: config.oauth.trusted_proxy,
+        limits: Limits::new(config.oauth.limits),
         issuer: config.issuer,
-        issuer_path,
-        admin_token_hash: sha256(secrets.admin_token.as_bytes()),
+        admin_token_hash,
         policies: Policies::new(store.clone(), feed.clone(), Arc::clone(&clock)),
-        store: store.clone(),
+        store,
         clock,
         feed,
         keys,
         registry,
+        sessions,
         api_keys,
+        introspection,
         issuance,
         issuers,
         revocations,
+        events,
         metrics,
         readiness: lifecycle.readiness().clone(),
     })
+}
+
+/// How clients register themselves, where they may.
+fn registration(
+    config: &OAuthConfig,
+    token: Option<Zeroizing<String>>,
+    registry: &Registry,
+    hasher: &SecretHasher,
+    issuer: &str,
+) -> Option<Registration> {
+    let (registration, token) = config.registration.clone().zip(token)?;
+    let RegistrationConfig { scopes, audiences, .. } = registration;
+    let settings = RegistrationSettings { token, scopes, audiences };
+    Some(Registration::new(registry.clone(), hasher.clone(), settings, issuer, DEFAULT_REALM))
+}
+
+/// The authorities of `tls_client_auth`.
+fn authorities(config: &OAuthConfig) -> Result<Option<Authorities>, StartError> {
+    let Some(path) = &config.client_ca_file else { return Ok(None) };
+    let refuse = |problem: String| StartError::ClientAuthorities { path: path.clone(), problem };
+    let pem = std::fs::read(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    Authorities::from_pem(&pem).map(Some).map_err(|error| refuse(error.to_string()))
+}
+
+fn start_issuers(
+    store: &Store,
+    feed: &FeedHandle,
+    clock: &Arc<IssueClock>,
+    own: &str,
+    lifecycle: &Lifecycle,
+) -> Issuers {
+    let intervals = RefreshIntervals::default();
+    let issuers = Issuers::new(store.clone(), feed.clone(), Arc::clone(clock), own, intervals);
+    lifecycle.spawn_background("trusted issuers", issuers.clone().run(lifecycle.background_ends()));
+    issuers
 }
 
 /// Spans go to the configured collector, if there is one.
@@ -266,18 +374,18 @@ fn start_tracing(
 
 async fn answer_until(
     feed: FeedHandle,
-    api_keys: ApiKeys,
+    introspection: Introspection,
     tracing: Option<Tracing>,
     shutdown: CancellationToken,
 ) {
-    shutdown.run_until_cancelled(feed.answer_introspection(api_keys, tracing)).await;
+    shutdown.run_until_cancelled(feed.answer_introspection(introspection, tracing)).await;
 }
 
 async fn start_keys(
     store: &Store,
     feed: &FeedHandle,
     lifecycle: &Lifecycle,
-    root_key: &crate::secret::RootKey,
+    root_key: &RootKey,
     settings: KeySettings,
 ) -> Result<Keys, StartError> {
     let keys = Keys::load_or_create(store.clone(), feed.clone(), root_key.wrapper()?, settings).await?;
@@ -302,6 +410,7 @@ async fn listen(
     key: &'static str,
     address: SocketAddr,
     tls: Option<TlsFiles>,
+    ask_clients: bool,
 ) -> Result<Listening, StartError> {
     let bind = |source| StartError::Bind { key, address, source };
     let listener = TcpListener::bind(address).await.map_err(bind)?;
@@ -310,7 +419,7 @@ async fn listen(
         None => None,
         Some(files) => {
             let certificate = Certificate::load(files).map_err(|source| StartError::Tls { key, source })?;
-            let config = certificate.server_config();
+            let config = certificate.server_config(ask_clients);
             lifecycle.spawn_background("certificate", certificate.follow(lifecycle.background_ends()));
             Some(config)
         }

@@ -15,11 +15,13 @@ use atm_core::settings::{Reader, boolean, number};
 use atm_proto::subject::Subjects;
 use atm_telemetry::TracingSettings;
 
+mod oauth;
 mod secrets;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use oauth::{OAuthConfig, RegistrationConfig, TrustedProxy};
 pub use secrets::Secrets;
 pub use store::StoreConfig;
 
@@ -53,6 +55,8 @@ pub struct Config {
     pub max_token_lifetime: Duration,
     /// Where spans go; none without `tracing.endpoint`.
     pub tracing: Option<TracingSettings>,
+    /// How the OAuth endpoints treat clients.
+    pub oauth: OAuthConfig,
     /// Logging.
     pub log: Log,
 }
@@ -168,6 +172,13 @@ impl Config {
         })
     }
 
+    /// Scheme and authority of the issuer's URL.
+    pub fn issuer_origin(&self) -> (String, String) {
+        let (scheme, rest) = self.issuer.split_once("://").unwrap_or(("https", &self.issuer));
+        let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+        (scheme.to_owned(), authority.to_owned())
+    }
+
     /// The path of the issuer's URL, without a final slash: empty for a server's root.
     pub fn issuer_path(&self) -> &str {
         let after_scheme = self.issuer.find("://").map_or(0, |at| at + 3);
@@ -193,6 +204,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let feed = feed(reader);
     let (token_lifetime, max_token_lifetime) = lifetimes(reader);
     let tracing = tracing(reader);
+    let oauth = oauth::read(reader);
     let log = log(reader);
     Some(Config {
         issuer: issuer?,
@@ -207,6 +219,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         token_lifetime,
         max_token_lifetime,
         tracing,
+        oauth,
         log,
     })
 }

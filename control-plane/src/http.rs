@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atm_core::binding::NonceKey;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, PRAGMA, X_CONTENT_TYPE_OPTIONS};
@@ -14,16 +15,24 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::api_keys::ApiKeys;
+use crate::assertions::AssertionGrants;
+use crate::authentication::Authenticator;
 use crate::clock::IssueClock;
+use crate::config::TrustedProxy;
+use crate::events::Events;
 use crate::feed::FeedHandle;
+use crate::introspection::Introspection;
 use crate::issuance::Issuance;
 use crate::issuers::Issuers;
 use crate::keys::Keys;
 use crate::lifecycle::Readiness;
+use crate::limits::Limits;
 use crate::metrics::{Endpoint, Metrics};
 use crate::policies::Policies;
+use crate::registration::Registration;
 use crate::registry::Registry;
 use crate::revocation::Revocations;
+use crate::sessions::Sessions;
 use crate::store::Store;
 
 pub mod admin;
@@ -57,8 +66,20 @@ pub struct Services {
     pub keys: Keys,
     /// Clients.
     pub registry: Registry,
+    /// Who a client is.
+    pub authenticator: Authenticator,
+    /// How much a client may ask.
+    pub limits: Limits,
+    /// Sessions and their refresh tokens.
+    pub sessions: Sessions,
+    /// How clients register themselves; none: they do not.
+    pub registration: Option<Registration>,
+    /// Which assertions are grants.
+    pub assertions: AssertionGrants,
     /// API keys.
     pub api_keys: ApiKeys,
+    /// What opaque credentials stand for.
+    pub introspection: Introspection,
     /// Tokens.
     pub issuance: Issuance,
     /// Issuers that are not ours.
@@ -67,10 +88,32 @@ pub struct Services {
     pub revocations: Revocations,
     /// Policy sets.
     pub policies: Policies,
+    /// Where what the OAuth side does is told.
+    pub events: Events,
+    /// Scheme and authority of the issuer.
+    pub origin: (String, String),
+    /// What nonces of DPoP proofs are made with; none: proofs need no nonce.
+    pub dpop_nonces: Option<NonceKey>,
+    /// Who may pass on a client's certificate.
+    pub trusted_proxy: Option<TrustedProxy>,
+    /// Whether a client can present a certificate at all.
+    pub takes_client_certificates: bool,
     /// Metrics.
     pub metrics: Metrics,
     /// What keeps the program from being ready.
     pub readiness: Readiness,
+}
+
+impl Services {
+    /// The realm of the issuer.
+    pub fn realm(&self) -> &str {
+        self.issuance.realm()
+    }
+
+    /// The path of the token endpoint, as its clients know it.
+    fn token_path(&self) -> String {
+        format!("{}/oauth2/token", self.issuer_path)
+    }
 }
 
 /// What every handler gets.

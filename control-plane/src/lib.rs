@@ -3,18 +3,26 @@
 
 pub mod api_keys;
 pub mod app;
+pub mod assertions;
+pub mod authentication;
 pub mod clock;
 pub mod config;
+pub mod events;
+pub mod exchange;
 pub mod feed;
 pub mod http;
+pub mod introspection;
 pub mod issuance;
 pub mod issuers;
 pub mod keys;
 pub mod lifecycle;
+pub mod limits;
 pub mod metrics;
 pub mod policies;
+pub mod registration;
 pub mod registry;
 pub mod revocation;
 pub mod secret;
+pub mod sessions;
 pub mod store;
 pub mod tls;

@@ -8,6 +8,7 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
+use crate::events::{EventKind, Events};
 use crate::feed::{Carrier, FeedCounters, FeedHandle};
 
 /// What the metrics' names begin with.
@@ -22,10 +23,14 @@ pub enum Endpoint {
     Introspect,
     /// `/oauth2/revoke`
     Revoke,
+    /// `/oauth2/register`
+    Register,
     /// JWKS and metadata.
     Discovery,
     /// `/admin/v1/clients`
     AdminClients,
+    /// `/admin/v1/sessions` and `/admin/v1/subjects`
+    AdminSessions,
     /// `/admin/v1/api-keys`
     AdminApiKeys,
     /// `/admin/v1/issuers`
@@ -41,12 +46,14 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::Token,
         Self::Introspect,
         Self::Revoke,
+        Self::Register,
         Self::Discovery,
         Self::AdminClients,
+        Self::AdminSessions,
         Self::AdminApiKeys,
         Self::AdminIssuers,
         Self::AdminKeys,
@@ -60,8 +67,10 @@ impl Endpoint {
             Self::Token => "token",
             Self::Introspect => "introspect",
             Self::Revoke => "revoke",
+            Self::Register => "register",
             Self::Discovery => "discovery",
             Self::AdminClients => "admin_clients",
+            Self::AdminSessions => "admin_sessions",
             Self::AdminApiKeys => "admin_api_keys",
             Self::AdminIssuers => "admin_issuers",
             Self::AdminKeys => "admin_keys",
@@ -91,7 +100,16 @@ pub struct Metrics {
     tokens: IntCounter,
     introspections: IntCounterVec,
     revoked: IntCounter,
+    oauth: OAuthEvents,
     feed: FeedMetrics,
+}
+
+/// Read from the events when somebody asks.
+#[derive(Debug)]
+struct OAuthEvents {
+    total: IntCounterVec,
+    /// What the counters show already; held while they are brought up to date.
+    shown: Mutex<[u64; EventKind::ALL.len()]>,
 }
 
 /// Read from the feed when somebody asks.
@@ -147,6 +165,7 @@ impl Metrics {
         Ok(Self {
             tokens: registered(&registry, counter("tokens_issued_total", "Access tokens issued.")?)?,
             revoked: registered(&registry, counter("revocations_total", "Selectors put in force.")?)?,
+            oauth: OAuthEvents::new(&registry)?,
             feed: FeedMetrics::new(&registry)?,
             requests,
             seconds,
@@ -175,9 +194,10 @@ impl Metrics {
         self.revoked.inc_by(count as u64);
     }
 
-    /// Everything in Prometheus's text format, with the state of `feed` now.
-    pub fn render(&self, feed: &FeedHandle) -> Result<String, prometheus::Error> {
+    /// Everything in Prometheus's text format, with the state of `feed` and `events` now.
+    pub fn render(&self, feed: &FeedHandle, events: &Events) -> Result<String, prometheus::Error> {
         self.feed.read(feed);
+        self.oauth.read(events);
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
@@ -199,6 +219,26 @@ impl RequestTimer<'_> {
         self.metrics.requests.with_label_values(&[endpoint, class(status)]).inc();
         self.metrics.seconds.with_label_values(&[endpoint]).observe(elapsed.as_secs_f64());
         elapsed
+    }
+}
+
+impl OAuthEvents {
+    fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let help = "What the OAuth side did and refused.";
+        let total = registered(registry, IntCounterVec::new(opts("oauth_events_total", help), &["event"])?)?;
+        for kind in EventKind::ALL {
+            total.with_label_values(&[kind.as_str()]);
+        }
+        Ok(Self { total, shown: Mutex::default() })
+    }
+
+    fn read(&self, events: &Events) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for (kind, now) in events.counts() {
+            let shown = &mut shown[kind as usize];
+            self.total.with_label_values(&[kind.as_str()]).inc_by(now.saturating_sub(*shown));
+            *shown = now;
+        }
     }
 }
 

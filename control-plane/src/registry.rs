@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use atm_core::time::UnixMillis;
-use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::clock::IssueClock;
@@ -11,113 +11,19 @@ use crate::revocation::{RevocationError, Revocations, Selector};
 use crate::secret::{self, SecretError, SecretHasher, SecretKind};
 use crate::store::{Store, StoreError, clients, transact};
 
+mod client;
 mod validation;
 
+pub(crate) use client::SecretHashes;
+pub use client::{
+    AccessTokenFormat, AuthenticationMethod, Client, ClientChange, ClientConfiguration, ClientLimits,
+    ClientStatus, ExchangeRules, GrantType, NewClient,
+};
 pub use validation::FieldError;
 pub(crate) use validation::check_common;
 
-/// Whether a client may get tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ClientStatus {
-    /// May authenticate.
-    Active,
-    /// Is refused everywhere; what it holds is revoked.
-    Disabled,
-}
-
-impl ClientStatus {
-    /// The name in the store and the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Disabled => "disabled",
-        }
-    }
-
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        [Self::Active, Self::Disabled].into_iter().find(|status| status.as_str() == text)
-    }
-}
-
-/// A registered client. Times are milliseconds since the Unix epoch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Client {
-    /// Given by the caller, or 22 random characters.
-    pub client_id: String,
-    /// For people.
-    pub name: Option<String>,
-    /// What the client may ask for (RFC 6749 §3.3).
-    pub scopes: Vec<String>,
-    /// Whom its tokens may be for (RFC 8707).
-    pub audiences: Vec<String>,
-    /// Seconds; none: the configured default.
-    pub access_token_lifetime_seconds: Option<u32>,
-    /// Whether it may get tokens.
-    pub status: ClientStatus,
-    /// When it was registered.
-    pub created_at: i64,
-    /// When it was last changed.
-    pub updated_at: i64,
-}
-
-impl Client {
-    fn with(self, change: ClientChange, now: UnixMillis) -> Self {
-        Self {
-            name: change.name.or(self.name),
-            scopes: change.scopes.unwrap_or(self.scopes),
-            audiences: change.audiences.unwrap_or(self.audiences),
-            access_token_lifetime_seconds: change
-                .access_token_lifetime_seconds
-                .or(self.access_token_lifetime_seconds),
-            status: change.status.unwrap_or(self.status),
-            updated_at: now.0,
-            ..self
-        }
-    }
-}
-
-/// What registers a client.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewClient {
-    /// 1 to 128 characters out of letters, digits and `-._~`; none: a random one.
-    #[serde(default)]
-    pub client_id: Option<String>,
-    /// At most 256 characters.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// At most 256, each as RFC 6749 §3.3 allows.
-    #[serde(default)]
-    pub scopes: Vec<String>,
-    /// At most 64.
-    #[serde(default)]
-    pub audiences: Vec<String>,
-    /// 1 to 86,400 seconds; the configured maximum applies on top.
-    #[serde(default)]
-    pub access_token_lifetime_seconds: Option<u32>,
-}
-
-/// What changes a client; what is left out stays.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClientChange {
-    /// As in [`NewClient`].
-    #[serde(default)]
-    pub name: Option<String>,
-    /// As in [`NewClient`].
-    #[serde(default)]
-    pub scopes: Option<Vec<String>>,
-    /// As in [`NewClient`].
-    #[serde(default)]
-    pub audiences: Option<Vec<String>>,
-    /// As in [`NewClient`].
-    #[serde(default)]
-    pub access_token_lifetime_seconds: Option<u32>,
-    /// Disabling also revokes every token that the client holds.
-    #[serde(default)]
-    pub status: Option<ClientStatus>,
-}
+/// Seconds that a secret is taken beside its successor at most: 90 days.
+const MAX_OVERLAP_SECONDS: u64 = 90 * 86_400;
 
 /// Why the registry refused.
 #[derive(Debug, thiserror::Error)]
@@ -142,34 +48,33 @@ pub enum RegistryError {
     Secret(#[from] SecretError),
 }
 
-/// Why a client was not authenticated.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthenticationError {
-    /// Unknown, disabled or a wrong secret; which one is nobody's business.
-    #[error("client authentication failed")]
-    Refused,
-    /// Could not be told; never a refusal.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// The registry; clones share everything.
+/// The clients of one realm; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Registry {
     store: Store,
     clock: Arc<IssueClock>,
     hasher: SecretHasher,
     revocations: Revocations,
+    realm: Arc<str>,
 }
 
 impl Registry {
-    /// The registry over `store`; disabling and deleting revoke through `revocations`.
-    pub fn new(store: Store, clock: Arc<IssueClock>, hasher: SecretHasher, revocations: Revocations) -> Self {
-        Self { store, clock, hasher, revocations }
+    /// The clients of `realm` in `store`; disabling and deleting revoke through `revocations`.
+    pub fn new(
+        store: Store,
+        clock: Arc<IssueClock>,
+        hasher: SecretHasher,
+        revocations: Revocations,
+        realm: &str,
+    ) -> Self {
+        Self { store, clock, hasher, revocations, realm: realm.into() }
     }
 
-    /// Registers a client. The secret is shown this once.
-    pub async fn create_client(&self, new: NewClient) -> Result<(Client, Zeroizing<String>), RegistryError> {
+    /// Registers a client. Its secret, where its way to authenticate has one, is shown this once.
+    pub async fn create_client(
+        &self,
+        new: NewClient,
+    ) -> Result<(Client, Option<Zeroizing<String>>), RegistryError> {
         validation::check(&new).map_err(RegistryError::Invalid)?;
         let client_id = match new.client_id {
             Some(id) => id,
@@ -178,18 +83,17 @@ impl Registry {
         let now = self.clock.wall().0;
         let client = Client {
             client_id,
-            name: new.name,
-            scopes: new.scopes,
-            audiences: new.audiences,
-            access_token_lifetime_seconds: new.access_token_lifetime_seconds,
+            configuration: new.configuration,
             status: ClientStatus::Active,
+            previous_secret_expires_at: None,
             created_at: now,
             updated_at: now,
         };
-        let secret = secret::mint(SecretKind::ClientSecret)?;
-        let hash = self.hasher.hash(&secret);
+        let has_secret = client.configuration.token_endpoint_auth_method.has_secret();
+        let secret = has_secret.then(|| secret::mint(SecretKind::ClientSecret)).transpose()?;
+        let hashes = self.hashes(secret.as_ref());
         transact!(self.store, |transaction| -> Result<(), StoreError> {
-            clients::insert(transaction, &client, &hash).await
+            clients::insert(transaction, &self.realm, &client, &hashes).await
         })
         .map_err(|error| match error {
             StoreError::Exists => RegistryError::Exists,
@@ -200,16 +104,17 @@ impl Registry {
 
     /// The client with this id.
     pub async fn get(&self, client_id: &str) -> Result<Client, RegistryError> {
-        let found = clients::get(&self.store, client_id).await?;
+        let found = clients::get(&self.store, &self.realm, client_id).await?;
         found.map(|(client, _)| client).ok_or(RegistryError::NotFound)
     }
 
     /// Clients in the order of their ids, those after `after`, at most `limit`.
     pub async fn list(&self, after: Option<&str>, limit: u32) -> Result<Vec<Client>, RegistryError> {
-        Ok(clients::list(&self.store, after.unwrap_or_default(), limit).await?)
+        Ok(clients::list(&self.store, &self.realm, after.unwrap_or_default(), limit).await?)
     }
 
-    /// Changes a client. Disabling one revokes what it holds, and returns once that is in the feed.
+    /// Changes a client. Disabling one revokes what it holds, and returns once that is in the feed. A client whose way to
+    /// authenticate comes to have a secret gets one by [`Self::rotate_secret`].
     pub async fn update(
         &self,
         client_id: &str,
@@ -217,10 +122,13 @@ impl Registry {
         actor: &str,
     ) -> Result<Client, RegistryError> {
         let client = transact!(self.store, |transaction| -> Result<Client, RegistryError> {
-            let before = clients::locked(transaction, client_id).await?.ok_or(RegistryError::NotFound)?;
-            let client = before.with(change.clone(), self.clock.wall());
-            validation::check_client(&client).map_err(RegistryError::Invalid)?;
-            clients::update(transaction, &client).await?;
+            let found = clients::locked(transaction, &self.realm, client_id).await?;
+            let (before, mut hashes) = found.ok_or(RegistryError::NotFound)?;
+            let client = changed(before, change.clone(), self.clock.wall())?;
+            if !client.configuration.token_endpoint_auth_method.has_secret() {
+                hashes = SecretHashes::default();
+            }
+            clients::update(transaction, &self.realm, &client, &hashes).await?;
             Ok(client)
         })?;
         // After the commit: a token request that still saw the client as active took its instant before this
@@ -231,31 +139,79 @@ impl Registry {
         Ok(client)
     }
 
+    /// Replaces all of a client's configuration; its secrets and its status stay.
+    pub(crate) async fn replace_configuration(
+        &self,
+        client_id: &str,
+        configuration: ClientConfiguration,
+    ) -> Result<Client, RegistryError> {
+        validation::check_configuration(&configuration).map_err(RegistryError::Invalid)?;
+        transact!(self.store, |transaction| -> Result<Client, RegistryError> {
+            let found = clients::locked(transaction, &self.realm, client_id).await?;
+            let (before, hashes) = found.ok_or(RegistryError::NotFound)?;
+            let configuration = configuration.clone();
+            let client = Client { configuration, updated_at: self.clock.wall().0, ..before };
+            clients::update(transaction, &self.realm, &client, &hashes).await?;
+            Ok(client)
+        })
+    }
+
+    /// Gives a client a new secret, shown this once. The one before is taken for `overlap_seconds` more, at most 90 days; 0
+    /// ends it at once. One that was before that ends in any case.
+    pub async fn rotate_secret(
+        &self,
+        client_id: &str,
+        overlap_seconds: u64,
+    ) -> Result<(Client, Zeroizing<String>), RegistryError> {
+        if overlap_seconds > MAX_OVERLAP_SECONDS {
+            return Err(invalid("overlap_seconds", "must be 0 to 7776000 (90 days)"));
+        }
+        let secret = secret::mint(SecretKind::ClientSecret)?;
+        let fresh = self.hashes(Some(&secret));
+        let client = transact!(self.store, |transaction| -> Result<Client, RegistryError> {
+            let found = clients::locked(transaction, &self.realm, client_id).await?;
+            let (mut client, before) = found.ok_or(RegistryError::NotFound)?;
+            if !client.configuration.token_endpoint_auth_method.has_secret() {
+                return Err(invalid(
+                    "token_endpoint_auth_method",
+                    "the client authenticates without a secret",
+                ));
+            }
+            let now = self.clock.wall().0;
+            let overlap = i64::try_from(overlap_seconds.saturating_mul(1_000)).unwrap_or(i64::MAX);
+            let previous = before.current.filter(|_| overlap > 0);
+            client.previous_secret_expires_at = previous.as_ref().map(|_| now.saturating_add(overlap));
+            client.updated_at = now;
+            let hashes = SecretHashes { current: fresh.current.clone(), previous };
+            clients::update(transaction, &self.realm, &client, &hashes).await?;
+            Ok(client)
+        })?;
+        Ok((client, secret))
+    }
+
+    /// Ends the secret before the current one.
+    pub async fn end_previous_secret(&self, client_id: &str) -> Result<Client, RegistryError> {
+        transact!(self.store, |transaction| -> Result<Client, RegistryError> {
+            let found = clients::locked(transaction, &self.realm, client_id).await?;
+            let (mut client, mut hashes) = found.ok_or(RegistryError::NotFound)?;
+            (client.previous_secret_expires_at, hashes.previous) = (None, None);
+            client.updated_at = self.clock.wall().0;
+            clients::update(transaction, &self.realm, &client, &hashes).await?;
+            Ok(client)
+        })
+    }
+
     /// Removes a client and revokes what it holds. Returns the revision from which on its tokens are refused.
     pub async fn delete(&self, client_id: &str, actor: &str) -> Result<u64, RegistryError> {
-        self.update(
-            client_id,
-            ClientChange { status: Some(ClientStatus::Disabled), ..Default::default() },
-            actor,
-        )
-        .await?;
-        clients::delete(&self.store, client_id).await?;
+        let change = ClientChange { status: Some(ClientStatus::Disabled), members: Map::new() };
+        self.update(client_id, change, actor).await?;
+        clients::delete(&self.store, &self.realm, client_id).await?;
         Ok(self.revocations.position())
     }
 
-    /// The client, if it is active and `secret` is its own. Take [`IssueClock::issue`] before calling this.
-    pub async fn authenticate(&self, client_id: &str, secret: &str) -> Result<Client, AuthenticationError> {
-        if !secret::is_well_formed(SecretKind::ClientSecret, secret) {
-            return Err(AuthenticationError::Refused);
-        }
-        let found = clients::get(&self.store, client_id).await?;
-        // An unknown client costs a hash too, so that time does not tell which ids exist.
-        let stored = found.as_ref().map_or(&[0; 32][..], |(_, hash)| hash);
-        let matches = self.hasher.matches(secret, stored);
-        match found {
-            Some((client, _)) if matches && client.status == ClientStatus::Active => Ok(client),
-            _ => Err(AuthenticationError::Refused),
-        }
+    fn hashes(&self, secret: Option<&Zeroizing<String>>) -> SecretHashes {
+        let current = secret.map(|secret| self.hasher.hash(secret).to_vec());
+        SecretHashes { current, previous: None }
     }
 
     async fn revoke_tokens_of(
@@ -267,4 +223,16 @@ impl Registry {
         self.revocations.revoke(&[Selector::Client(client_id.to_owned())], actor, Some(reason)).await?;
         Ok(())
     }
+}
+
+fn changed(before: Client, change: ClientChange, now: UnixMillis) -> Result<Client, RegistryError> {
+    let members: Map<String, Value> = change.members;
+    let configuration =
+        before.configuration.merged(members).map_err(|message| invalid("client", &message))?;
+    validation::check_configuration(&configuration).map_err(RegistryError::Invalid)?;
+    Ok(Client { configuration, status: change.status.unwrap_or(before.status), updated_at: now.0, ..before })
+}
+
+fn invalid(field: &str, message: &str) -> RegistryError {
+    RegistryError::Invalid(vec![FieldError { field: field.to_owned(), message: message.to_owned() }])
 }

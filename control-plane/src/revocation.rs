@@ -16,7 +16,7 @@ use crate::keys::{Keys, KeysError};
 use crate::registry::FieldError;
 use crate::secret;
 use crate::store::outbox::{self, Ticket};
-use crate::store::{Store, StoreError, Transaction, enforcement, transact};
+use crate::store::{Store, StoreError, Transaction, enforcement, sessions, transact};
 
 #[cfg(test)]
 mod tests;
@@ -202,6 +202,9 @@ impl Revocations {
                 _ => None,
             })
             .collect();
+        // Before the watermark is taken: a refresh under way has then either committed, with an older instant, or finds its
+        // session ended.
+        self.end_sessions(selectors).await?;
         let watermark = self.clock.revoke().await?;
         let records = records(selectors, watermark, self.clock.wall(), actor, reason)?;
         let ticket = transact!(self.store, |transaction| -> Result<Ticket, RevocationError> {
@@ -221,6 +224,34 @@ impl Revocations {
         }
         let revision = self.feed.sequenced(&ticket).await?;
         Ok(Revoked { revision, revoked: selectors.len() })
+    }
+
+    /// Ends the rows of the sessions that are named, by themselves or by their subject. Wider scopes end sessions by their
+    /// watermark alone.
+    async fn end_sessions(&self, selectors: &[Selector]) -> Result<(), StoreError> {
+        let named: Vec<&str> = selectors
+            .iter()
+            .filter_map(|selector| match selector {
+                Selector::Session(id) => Some(id.as_str()),
+                _ => None,
+            })
+            .collect();
+        let subjects: Vec<Id> = selectors
+            .iter()
+            .filter(|selector| matches!(selector, Selector::Subject(_)))
+            .map(|selector| selector.id(&self.default_issuer))
+            .collect();
+        if named.is_empty() && subjects.is_empty() {
+            return Ok(());
+        }
+        let now = self.clock.wall();
+        transact!(self.store, |transaction| -> Result<(), StoreError> {
+            sessions::end_named(transaction, &named, now).await?;
+            for subject in &subjects {
+                sessions::end_of_subject(transaction, *subject, now).await?;
+            }
+            Ok(())
+        })
     }
 
     /// Past calls, the newest first, at most `limit`.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use atm_core::binding::NonceKey;
 use atm_core::opaque::{self, ALPHABET, BODY_LENGTH, CHECKSUM_LENGTH, OpaqueKind, checksum};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{constant_time, digest, hkdf, hmac, rand};
@@ -88,7 +89,7 @@ pub fn constant_time_equal(a: &[u8], b: &[u8]) -> bool {
 }
 
 /// Big-endian base conversion to a fixed width. The width must hold all of `bytes`.
-fn base62(bytes: &[u8], width: usize) -> String {
+pub(crate) fn base62(bytes: &[u8], width: usize) -> String {
     let mut number = Zeroizing::new(bytes.to_vec());
     let mut digits = Zeroizing::new(vec![ALPHABET[0]; width]);
     for digit in digits.iter_mut().rev() {
@@ -150,6 +151,12 @@ impl RootKey {
     pub fn wrapper(&self) -> Result<Wrapper, SecretError> {
         let key = UnboundKey::new(&AES_256_GCM, self.derive(b"atm key wrap v1")?.as_ref())?;
         Ok(Wrapper(std::sync::Arc::new(LessSafeKey::new(key))))
+    }
+
+    /// What nonces of DPoP proofs are made with: the same at every replica, so that each takes the others'.
+    pub fn dpop_nonce_key(&self) -> Result<NonceKey, SecretError> {
+        let bytes = self.derive(b"atm dpop nonce v1")?;
+        Ok(NonceKey::new(&bytes))
     }
 
     fn derive(&self, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, SecretError> {

@@ -23,6 +23,8 @@ pub struct Secrets {
     pub feed_signer: FeedSigner,
     /// The bearer token of the admin API.
     pub admin_token: Zeroizing<String>,
+    /// The initial access token of dynamic client registration.
+    pub registration_token: Option<Zeroizing<String>>,
     /// The password of PostgreSQL's user.
     pub store_password: Option<Zeroizing<String>>,
 }
@@ -39,13 +41,22 @@ impl Secrets {
         let mut mistakes = Vec::new();
         let root_key = taken(&mut mistakes, wrapping_key(config, environment));
         let feed_signer = taken(&mut mistakes, feed_signer(&config.feed.signing_key_file));
-        let admin_token = taken(&mut mistakes, admin_token(&config.admin_token_file));
+        let admin_token = taken(&mut mistakes, bearer_token("admin.tokenFile", &config.admin_token_file));
         let store_password = config.store.password_file.as_deref().map(store_password).transpose();
         let store_password = taken(&mut mistakes, store_password);
-        match (root_key, feed_signer, admin_token, store_password) {
-            (Some(root_key), Some(feed_signer), Some(admin_token), Some(store_password)) => {
-                Ok(Self { root_key, feed_signer, admin_token, store_password })
-            }
+        let registration = config.oauth.registration.as_ref();
+        let registration_token = registration
+            .map(|registration| bearer_token("registration.tokenFile", &registration.token_file))
+            .transpose();
+        let registration_token = taken(&mut mistakes, registration_token);
+        match (root_key, feed_signer, admin_token, store_password, registration_token) {
+            (
+                Some(root_key),
+                Some(feed_signer),
+                Some(admin_token),
+                Some(store_password),
+                Some(registration_token),
+            ) => Ok(Self { root_key, feed_signer, admin_token, registration_token, store_password }),
             _ => Err(ConfigError(mistakes)),
         }
     }
@@ -84,15 +95,14 @@ fn feed_signer(file: &Path) -> Result<FeedSigner, Mistake> {
     FeedSigner::from_seed(&seed).map_err(|_| form())
 }
 
-fn admin_token(file: &Path) -> Result<Zeroizing<String>, Mistake> {
-    const PATH: &str = "admin.tokenFile";
-    let text = read(PATH, file)?;
+fn bearer_token(path: &str, file: &Path) -> Result<Zeroizing<String>, Mistake> {
+    let text = read(path, file)?;
     let token = text.trim();
     // RFC 6750 §2.1: what may follow `Bearer `.
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
     if token.len() < SHORTEST_TOKEN || !token.bytes().all(allowed) {
         let message = "must hold at least 16 random letters, digits or any of -._~+/=".to_owned();
-        return Err(mistake(PATH, message));
+        return Err(mistake(path, message));
     }
     Ok(Zeroizing::new(token.to_owned()))
 }

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::{FeedHandle, count};
-use crate::api_keys::ApiKeys;
+use crate::introspection::Introspection;
 
 /// Bytes of a question at most.
 const MAX_REQUEST_BYTES: usize = 512;
@@ -24,8 +24,8 @@ const QUEUE: &str = "atm-control-plane";
 const ERROR_HEADER: &str = "Atm-Error";
 
 impl FeedHandle {
-    /// Answers questions from `api_keys` for as long as it is polled.
-    pub async fn answer_introspection(self, api_keys: ApiKeys, tracing: Option<Tracing>) {
+    /// Answers questions from `introspection` for as long as it is polled.
+    pub async fn answer_introspection(self, introspection: Introspection, tracing: Option<Tracing>) {
         let (client, slots) = (self.1.clone(), Arc::new(Semaphore::new(CONCURRENCY)));
         loop {
             match client.queue_subscribe(self.0.subjects.introspect(), QUEUE.to_owned()).await {
@@ -36,9 +36,10 @@ impl FeedHandle {
                             refuse(&client, to, "busy").await;
                             continue;
                         };
-                        let (feed, api_keys, tracing) = (self.clone(), api_keys.clone(), tracing.clone());
+                        let (feed, introspection, tracing) =
+                            (self.clone(), introspection.clone(), tracing.clone());
                         tokio::spawn(async move {
-                            feed.answer(&api_keys, &request, to, tracing.as_ref()).await;
+                            feed.answer(&introspection, &request, to, tracing.as_ref()).await;
                             drop(slot);
                         });
                     }
@@ -53,7 +54,7 @@ impl FeedHandle {
 
     async fn answer(
         &self,
-        api_keys: &ApiKeys,
+        introspection: &Introspection,
         request: &Message,
         to: async_nats::Subject,
         tracing: Option<&Tracing>,
@@ -66,7 +67,7 @@ impl FeedHandle {
         };
         let parent = TraceParent::parse(&question.traceparent);
         let mut span = tracing.and_then(|tracing| tracing.begin("atm.introspect", Kind::Server, parent));
-        match api_keys.introspect(&question, self.realm_group()).await {
+        match introspection.answer(&question, self.realm_group()).await {
             Ok(reply) => {
                 if let Some(span) = &mut span {
                     span.set("atm.introspection.active", reply.claims.is_some());

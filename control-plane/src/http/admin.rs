@@ -4,7 +4,7 @@ use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::middleware;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -12,14 +12,17 @@ use super::{Shared, enclosed, health, measured, uncached};
 use crate::metrics::Endpoint;
 
 mod api_keys;
+mod assertion_rules;
 mod auth;
 mod clients;
 mod feed;
 mod fleet;
 mod issuers;
 mod keys;
+mod openapi;
 mod policies;
 mod revocations;
+mod sessions;
 
 /// Bytes of a request's body.
 const MAX_BODY: usize = 1024 * 1024;
@@ -32,6 +35,7 @@ const ACTOR: &str = "admin";
 pub fn router(services: Shared) -> Router {
     let api = Router::new()
         .merge(measured(&services, Endpoint::AdminClients, client_routes()))
+        .merge(measured(&services, Endpoint::AdminSessions, session_routes()))
         .merge(measured(&services, Endpoint::AdminApiKeys, api_key_routes()))
         .merge(measured(&services, Endpoint::AdminIssuers, issuer_routes()))
         .merge(measured(&services, Endpoint::AdminKeys, key_routes()))
@@ -52,17 +56,37 @@ pub fn router(services: Shared) -> Router {
 }
 
 fn client_routes() -> Router<Shared> {
-    Router::new().route("/admin/v1/clients", get(clients::list).post(clients::create)).route(
-        "/admin/v1/clients/{client_id}",
-        get(clients::show).patch(clients::change).delete(clients::delete),
-    )
+    Router::new()
+        .route("/admin/v1/clients", get(clients::list).post(clients::create))
+        .route(
+            "/admin/v1/clients/{client_id}",
+            get(clients::show).patch(clients::change).delete(clients::delete),
+        )
+        .route("/admin/v1/clients/{client_id}/secret", post(clients::rotate_secret))
+        .route("/admin/v1/clients/{client_id}/secret/previous", delete(clients::end_previous_secret))
+        .route("/admin/v1/assertion-rules", get(assertion_rules::list).post(assertion_rules::create))
+        .route("/admin/v1/assertion-rules/{id}", delete(assertion_rules::remove))
+}
+
+/// A subject may hold any character, so it is named in a body or a query and never in a path.
+fn session_routes() -> Router<Shared> {
+    Router::new()
+        .route("/admin/v1/sessions", get(sessions::list).post(sessions::open))
+        .route("/admin/v1/sessions/{id}", get(sessions::show).delete(sessions::end))
+        .route("/admin/v1/sessions/end", post(sessions::end_all))
+        .route("/admin/v1/subjects/disabled", get(sessions::disabled))
+        .route("/admin/v1/subjects/disable", post(sessions::disable))
+        .route("/admin/v1/subjects/enable", post(sessions::enable))
 }
 
 fn api_key_routes() -> Router<Shared> {
-    Router::new().route("/admin/v1/api-keys", get(api_keys::list).post(api_keys::create)).route(
-        "/admin/v1/api-keys/{id}",
-        get(api_keys::show).patch(api_keys::change).delete(api_keys::revoke),
-    )
+    Router::new()
+        .route("/admin/v1/api-keys", get(api_keys::list).post(api_keys::create))
+        .route(
+            "/admin/v1/api-keys/{id}",
+            get(api_keys::show).patch(api_keys::change).delete(api_keys::revoke),
+        )
+        .route("/admin/v1/api-keys/{id}/rotate", post(api_keys::rotate))
 }
 
 fn issuer_routes() -> Router<Shared> {
@@ -88,7 +112,10 @@ fn policy_routes() -> Router<Shared> {
 }
 
 fn fleet_routes() -> Router<Shared> {
-    Router::new().route("/admin/v1/fleet", get(fleet::show)).route("/admin/v1/feed", get(feed::show))
+    Router::new()
+        .route("/admin/v1/openapi.json", get(openapi::show))
+        .route("/admin/v1/fleet", get(fleet::show))
+        .route("/admin/v1/feed", get(feed::show))
 }
 
 /// A JSON body; what cannot be read is a problem.

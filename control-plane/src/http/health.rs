@@ -49,7 +49,7 @@ pub(super) async fn readyz(State(services): State<Shared>) -> Response {
 
 /// Metrics in Prometheus's text format.
 pub(super) async fn metrics(State(services): State<Shared>) -> Result<Response, Problem> {
-    let text = services.metrics.render(&services.feed).map_err(|error| {
+    let text = services.metrics.render(&services.feed, &services.events).map_err(|error| {
         tracing::error!(%error, "metrics cannot be rendered");
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be rendered; the log says more")
     })?;

@@ -8,11 +8,14 @@ use axum::routing::{get, post};
 use super::{Shared, enclosed, health, measured, uncached};
 use crate::metrics::Endpoint;
 
+mod caller;
 mod client_auth;
+mod dpop;
 mod error;
 mod introspect;
 mod metadata;
 mod parameters;
+mod register;
 mod revoke;
 mod token;
 
@@ -35,6 +38,13 @@ pub fn router(services: Shared) -> Router {
         .merge(endpoint(
             Endpoint::Revoke,
             Router::new().route(&format!("{path}/oauth2/revoke"), post(revoke::revoke)),
+        ))
+        .merge(endpoint(
+            Endpoint::Register,
+            Router::new().route(&format!("{path}/oauth2/register"), post(register::register)).route(
+                &format!("{path}/oauth2/register/{{client_id}}"),
+                get(register::read).put(register::replace).delete(register::remove),
+            ),
         ))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::map_response(uncached));

@@ -8,12 +8,15 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::assertions::RulesError;
 use crate::feed::FeedError;
+use crate::issuance::IssuanceError;
 use crate::issuers::IssuersError;
 use crate::keys::KeysError;
 use crate::policies::PoliciesError;
 use crate::registry::{FieldError, RegistryError};
 use crate::revocation::RevocationError;
+use crate::sessions::SessionError;
 use crate::store::StoreError;
 
 /// An error response.
@@ -162,6 +165,33 @@ impl From<RegistryError> for Problem {
             RegistryError::Revocation(error) => error.into(),
             RegistryError::Store(error) => error.into(),
             RegistryError::Secret(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<SessionError> for Problem {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Invalid(errors) => fields("fields that cannot be accepted", errors),
+            SessionError::NotFound => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            SessionError::Disabled | SessionError::Refused => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
+            SessionError::Revocation(error) => error.into(),
+            SessionError::Issuance(IssuanceError::Store(error)) | SessionError::Store(error) => error.into(),
+            SessionError::Issuance(IssuanceError::Keys(error)) => error.into(),
+            SessionError::Issuance(_) | SessionError::Secret(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RulesError> for Problem {
+    fn from(error: RulesError) -> Self {
+        match error {
+            RulesError::Invalid(errors) => fields("fields that cannot be accepted", errors),
+            RulesError::NotFound => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            RulesError::Store(error) => error.into(),
+            RulesError::Secret(_) => Self::internal(&error),
         }
     }
 }

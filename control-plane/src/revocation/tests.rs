@@ -1,9 +1,11 @@
 use atm_core::key::{Issuer, Issuers};
+use zeroize::Zeroizing;
 
 use super::*;
+use crate::authentication::{Authenticator, Credential, Presented};
 use crate::feed::tests::Fixture;
 use crate::keys::tests::{ISSUER, keys};
-use crate::registry::{ClientChange, ClientStatus, NewClient, Registry, RegistryError};
+use crate::registry::{ClientChange, ClientConfiguration, ClientStatus, NewClient, Registry, RegistryError};
 use crate::secret::RootKey;
 
 async fn revocations(fixture: &Fixture, root: &RootKey) -> Revocations {
@@ -96,21 +98,36 @@ async fn a_client_authenticates_until_it_is_disabled_and_its_tokens_go_with_it()
         Arc::clone(&fixture.clock),
         root.hasher().unwrap(),
         revocations.clone(),
+        "default",
     );
-    let new = NewClient { scopes: vec!["orders.read".into()], ..Default::default() };
+    let authenticator = Authenticator::new(
+        fixture.store.clone(),
+        Arc::clone(&fixture.clock),
+        root.hasher().unwrap(),
+        "default",
+        ISSUER,
+        None,
+    );
+    let authenticate = async |id: &str, secret: &str| {
+        let credential = Credential::Secret(Zeroizing::new(secret.to_owned()));
+        authenticator.authenticate(&Presented { client_id: Some(id.to_owned()), credential }, None).await
+    };
+    let configuration =
+        ClientConfiguration { scopes: vec!["orders.read".into()], ..ClientConfiguration::default() };
+    let new = NewClient { client_id: None, configuration };
     let (client, secret) = registry.create_client(new).await.unwrap();
-    let id = client.client_id.as_str();
-    assert_eq!(registry.authenticate(id, &secret).await.unwrap(), client);
+    let (id, secret) = (client.client_id.as_str(), secret.unwrap());
+    assert_eq!(authenticate(id, &secret).await.unwrap(), client);
     let other = secret::mint(secret::SecretKind::ClientSecret).unwrap();
     for (id, secret) in [(id, other.as_str()), ("nobody", secret.as_str()), (id, "")] {
-        assert!(registry.authenticate(id, secret).await.is_err());
+        assert!(authenticate(id, secret).await.is_err());
     }
-    let again = NewClient { client_id: Some(id.into()), ..Default::default() };
+    let again = NewClient { client_id: Some(id.into()), ..NewClient::default() };
     assert!(matches!(registry.create_client(again).await, Err(RegistryError::Exists)));
-    let change = ClientChange { status: Some(ClientStatus::Disabled), ..Default::default() };
+    let change = ClientChange { status: Some(ClientStatus::Disabled), ..ClientChange::default() };
     let disabled = registry.update(id, change, "operator").await.unwrap();
-    assert_eq!((disabled.status, disabled.scopes), (ClientStatus::Disabled, client.scopes.clone()));
-    assert!(registry.authenticate(id, &secret).await.is_err());
+    assert_eq!((disabled.status, &disabled.configuration), (ClientStatus::Disabled, &client.configuration));
+    assert!(authenticate(id, &secret).await.is_err());
     assert_eq!(revocations.list(1).await.unwrap()[0].value, id);
     registry.delete(id, "operator").await.unwrap();
     assert!(matches!(registry.get(id).await, Err(RegistryError::NotFound)));

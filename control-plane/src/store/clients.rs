@@ -1,104 +1,177 @@
 //! Clients and the hashes of their secrets.
 
-use super::{Row, Store, StoreError, Transaction, corrupt, query};
-use crate::registry::{Client, ClientStatus};
+use std::borrow::Cow;
+
+use super::versions::{self, Topic};
+use super::{Row, Store, StoreError, Transaction, corrupt, query, transact};
+use crate::registry::{Client, ClientConfiguration, ClientStatus, SecretHashes};
+
+/// The realm whose clients have plain keys, as rows from before there were realms do.
+const DEFAULT_REALM: &str = "default";
+
+/// What a client is found by: its id alone is unique within its realm only.
+pub(crate) fn key<'a>(realm: &str, client_id: &'a str) -> Cow<'a, str> {
+    if realm == DEFAULT_REALM { Cow::Borrowed(client_id) } else { format!("{realm}/{client_id}").into() }
+}
 
 pub(crate) async fn insert(
     transaction: &mut Transaction,
+    realm: &str,
     client: &Client,
-    secret_hash: &[u8; 32],
+    hashes: &SecretHashes,
 ) -> Result<(), StoreError> {
+    let configuration = &client.configuration;
     query(
-        "INSERT INTO clients (client_id, name, secret_hash, scopes, audiences, access_token_lifetime_s, status, \
-         created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO clients (client_id, realm, configuration, secret_hash, status, created_at, updated_at, \
+         name, scopes, audiences, access_token_lifetime_s) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     )
-    .bind(&client.client_id)
-    .bind(&client.name)
-    .bind(&secret_hash[..])
-    .bind(to_json(&client.scopes))
-    .bind(to_json(&client.audiences))
-    .bind(client.access_token_lifetime_seconds.map(i64::from))
+    .bind(key(realm, &client.client_id).into_owned())
+    .bind(realm)
+    .bind(json(configuration)?)
+    .bind(hashes.current.clone().unwrap_or_default())
     .bind(client.status.as_str())
     .bind(client.created_at)
     .bind(client.updated_at)
+    // For a version that knows these alone.
+    .bind(&configuration.name)
+    .bind(to_json(&configuration.scopes))
+    .bind(to_json(&configuration.audiences))
+    .bind(configuration.access_token_lifetime_seconds)
     .execute(transaction)
     .await?;
-    Ok(())
+    versions::bump(transaction, Topic::Clients).await
 }
 
-/// The client and the hash of its secret.
-pub(crate) async fn get(store: &Store, client_id: &str) -> Result<Option<(Client, Vec<u8>)>, StoreError> {
+/// The client and the hashes of its secrets.
+pub(crate) async fn get(
+    store: &Store,
+    realm: &str,
+    client_id: &str,
+) -> Result<Option<(Client, SecretHashes)>, StoreError> {
+    // No id has a slash, and one that a caller made up must not reach into another realm.
+    if client_id.contains('/') {
+        return Ok(None);
+    }
     query(
-        "SELECT client_id, name, secret_hash, scopes, audiences, access_token_lifetime_s, status, created_at, \
-         updated_at FROM clients WHERE client_id = $1",
+        "SELECT client_id, configuration, secret_hash, previous_secret_hash, previous_secret_expires_at, status, \
+         created_at, updated_at, name, scopes, audiences, access_token_lifetime_s FROM clients WHERE client_id = $1",
     )
-    .bind(client_id)
+    .bind(key(realm, client_id).into_owned())
     .fetch_optional(store)
     .await?
-    .map(|row| Ok((client_from(&row)?, row.get("secret_hash")?)))
+    .map(|row| client_from(&row))
     .transpose()
 }
 
 /// Clients by id, after `after`, at most `limit`.
-pub(crate) async fn list(store: &Store, after: &str, limit: u32) -> Result<Vec<Client>, StoreError> {
+pub(crate) async fn list(
+    store: &Store,
+    realm: &str,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<Client>, StoreError> {
     query(
-        "SELECT client_id, name, scopes, audiences, access_token_lifetime_s, status, created_at, updated_at \
-         FROM clients WHERE client_id > $1 ORDER BY client_id LIMIT $2",
+        "SELECT client_id, configuration, secret_hash, previous_secret_hash, previous_secret_expires_at, status, \
+         created_at, updated_at, name, scopes, audiences, access_token_lifetime_s FROM clients \
+         WHERE realm = $1 AND client_id > $2 ORDER BY client_id LIMIT $3",
     )
-    .bind(after)
-    .bind(i64::from(limit))
+    .bind(realm)
+    .bind(key(realm, after).into_owned())
+    .bind(limit)
     .fetch_all(store)
     .await?
     .iter()
-    .map(client_from)
+    .map(|row| Ok(client_from(row)?.0))
     .collect()
 }
 
 /// The client, locked until the transaction ends.
 pub(crate) async fn locked(
     transaction: &mut Transaction,
+    realm: &str,
     client_id: &str,
-) -> Result<Option<Client>, StoreError> {
+) -> Result<Option<(Client, SecretHashes)>, StoreError> {
+    if client_id.contains('/') {
+        return Ok(None);
+    }
     query(
-        "SELECT client_id, name, scopes, audiences, access_token_lifetime_s, status, created_at, updated_at \
-         FROM clients WHERE client_id = $1",
+        "SELECT client_id, configuration, secret_hash, previous_secret_hash, previous_secret_expires_at, status, \
+         created_at, updated_at, name, scopes, audiences, access_token_lifetime_s FROM clients WHERE client_id = $1",
     )
-    .bind(client_id)
+    .bind(key(realm, client_id).into_owned())
     .for_update()
-    .fetch_optional(&mut *transaction)
+    .fetch_optional(transaction)
     .await?
     .map(|row| client_from(&row))
     .transpose()
 }
 
 /// Writes all that may change.
-pub(crate) async fn update(transaction: &mut Transaction, client: &Client) -> Result<(), StoreError> {
+pub(crate) async fn update(
+    transaction: &mut Transaction,
+    realm: &str,
+    client: &Client,
+    hashes: &SecretHashes,
+) -> Result<(), StoreError> {
+    let configuration = &client.configuration;
     query(
-        "UPDATE clients SET name = $2, scopes = $3, audiences = $4, access_token_lifetime_s = $5, status = $6, \
-         updated_at = $7 WHERE client_id = $1",
+        "UPDATE clients SET configuration = $2, secret_hash = $3, previous_secret_hash = $4, \
+         previous_secret_expires_at = $5, status = $6, updated_at = $7, name = $8, scopes = $9, audiences = $10, \
+         access_token_lifetime_s = $11 WHERE client_id = $1",
     )
-    .bind(&client.client_id)
-    .bind(&client.name)
-    .bind(to_json(&client.scopes))
-    .bind(to_json(&client.audiences))
-    .bind(client.access_token_lifetime_seconds.map(i64::from))
+    .bind(key(realm, &client.client_id).into_owned())
+    .bind(json(configuration)?)
+    .bind(hashes.current.clone().unwrap_or_default())
+    .bind(&hashes.previous)
+    .bind(client.previous_secret_expires_at)
     .bind(client.status.as_str())
     .bind(client.updated_at)
+    .bind(&configuration.name)
+    .bind(to_json(&configuration.scopes))
+    .bind(to_json(&configuration.audiences))
+    .bind(configuration.access_token_lifetime_seconds)
     .execute(transaction)
     .await?;
-    Ok(())
+    versions::bump(transaction, Topic::Clients).await
 }
 
-pub(crate) async fn delete(store: &Store, client_id: &str) -> Result<(), StoreError> {
-    query("DELETE FROM clients WHERE client_id = $1").bind(client_id).execute_alone(store).await?;
-    Ok(())
+pub(crate) async fn delete(store: &Store, realm: &str, client_id: &str) -> Result<(), StoreError> {
+    transact!(store, |transaction| -> Result<(), StoreError> {
+        query("DELETE FROM clients WHERE client_id = $1")
+            .bind(key(realm, client_id).into_owned())
+            .execute(transaction)
+            .await?;
+        versions::bump(transaction, Topic::Clients).await
+    })
 }
 
-fn client_from(row: &Row) -> Result<Client, StoreError> {
-    let status: String = row.get("status")?;
+fn client_from(row: &Row) -> Result<(Client, SecretHashes), StoreError> {
+    let (key, status): (String, String) = (row.get("client_id")?, row.get("status")?);
+    let configuration: Option<String> = row.get("configuration")?;
+    let configuration = match configuration {
+        Some(text) => serde_json::from_str(&text).map_err(|error| corrupt("client", error))?,
+        None => legacy(row)?,
+    };
+    let current: Vec<u8> = row.get("secret_hash")?;
+    let hashes = SecretHashes {
+        current: (!current.is_empty()).then_some(current),
+        previous: row.get("previous_secret_hash")?,
+    };
+    let client = Client {
+        client_id: key.rsplit_once('/').map_or(key.as_str(), |(_, id)| id).to_owned(),
+        configuration,
+        status: ClientStatus::parse(&status).ok_or_else(|| corrupt("client status", status))?,
+        previous_secret_expires_at: row.get("previous_secret_expires_at")?,
+        created_at: row.get("created_at")?,
+        updated_at: row.get("updated_at")?,
+    };
+    Ok((client, hashes))
+}
+
+/// A row that a version without the column `configuration` wrote.
+fn legacy(row: &Row) -> Result<ClientConfiguration, StoreError> {
     let lifetime: Option<i64> = row.get("access_token_lifetime_s")?;
-    Ok(Client {
-        client_id: row.get("client_id")?,
+    Ok(ClientConfiguration {
         name: row.get("name")?,
         scopes: from_json("scopes", row)?,
         audiences: from_json("audiences", row)?,
@@ -106,10 +179,12 @@ fn client_from(row: &Row) -> Result<Client, StoreError> {
             .map(u32::try_from)
             .transpose()
             .map_err(|error| corrupt("access_token_lifetime_s", error))?,
-        status: ClientStatus::parse(&status).ok_or_else(|| corrupt("client status", status))?,
-        created_at: row.get("created_at")?,
-        updated_at: row.get("updated_at")?,
+        ..ClientConfiguration::default()
     })
+}
+
+fn json(configuration: &ClientConfiguration) -> Result<String, StoreError> {
+    serde_json::to_string(configuration).map_err(|error| corrupt("client", error))
 }
 
 pub(super) fn to_json(list: &[String]) -> String {

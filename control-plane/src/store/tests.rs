@@ -13,6 +13,7 @@ use crate::store::outbox::Ticket;
 mod clock;
 mod concurrency;
 mod feed;
+mod oauth;
 mod opening;
 mod purge;
 

@@ -20,15 +20,18 @@ pub(crate) const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 pub(crate) enum Topic {
     /// Our signing keys and their states.
     SigningKeys,
+    /// Clients and their secrets.
+    Clients,
 }
 
-const TOPICS: [Topic; 1] = [Topic::SigningKeys];
+const TOPICS: [Topic; 2] = [Topic::SigningKeys, Topic::Clients];
 
 impl Topic {
     /// Its row in the table `versions`.
     const fn as_str(self) -> &'static str {
         match self {
             Self::SigningKeys => "signing_keys",
+            Self::Clients => "clients",
         }
     }
 }

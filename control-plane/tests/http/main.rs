@@ -3,9 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests, and helpers of tests")]
 
 mod admin;
+mod client_auth;
 mod discovery;
+mod dpop;
+mod exchange;
 mod harness;
 mod introspect;
+mod jwt_bearer;
+mod keys;
+mod opaque;
 mod operations;
+mod register;
 mod revoke;
+mod sessions;
 mod token;

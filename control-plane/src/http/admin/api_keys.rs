@@ -6,7 +6,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ACTOR, Body, Items, Page};
 use crate::api_keys::{ApiKey, ApiKeyChange, NewApiKey};
@@ -26,6 +26,30 @@ struct Created<'a> {
 pub(super) struct Changed {
     #[serde(flatten)]
     key: ApiKey,
+    /// The feed's revision from which on sidecars ask about it anew.
+    revision: u64,
+}
+
+/// What rotates a key.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rotate {
+    /// Seconds for which the key before is taken, too.
+    #[serde(default = "default_overlap")]
+    overlap_seconds: u64,
+}
+
+/// A day: time to roll a deployment.
+fn default_overlap() -> u64 {
+    86_400
+}
+
+/// A key with its new text: the only time that it is shown.
+#[derive(Serialize)]
+pub(super) struct Rotated {
+    #[serde(flatten)]
+    key: ApiKey,
+    api_key: String,
     /// The feed's revision from which on sidecars ask about it anew.
     revision: u64,
 }
@@ -86,4 +110,14 @@ pub(super) async fn revoke(
     let revision = services.api_keys.revoke(&id, ACTOR).await?;
     tracing::info!(api_key = id, revision, actor = ACTOR, "API key revoked");
     Ok(Json(Revoked { id, revision }))
+}
+
+pub(super) async fn rotate(
+    State(services): State<Shared>,
+    id: Result<Path<String>, PathRejection>,
+    Body(rotate): Body<Rotate>,
+) -> Result<Json<Rotated>, Problem> {
+    let (key, text, revision) = services.api_keys.rotate(&id?, rotate.overlap_seconds).await?;
+    tracing::info!(api_key = key.id, revision, actor = ACTOR, "API key rotated");
+    Ok(Json(Rotated { key, api_key: text.to_string(), revision }))
 }

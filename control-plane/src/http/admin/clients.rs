@@ -6,7 +6,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ACTOR, Body, Items, Page};
 use crate::http::Shared;
@@ -18,7 +18,22 @@ use crate::registry::{Client, ClientChange, NewClient};
 struct Created<'a> {
     #[serde(flatten)]
     client: &'a Client,
-    client_secret: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_secret: Option<&'a str>,
+}
+
+/// What rotates a secret.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rotate {
+    /// Seconds for which the secret before is taken, too.
+    #[serde(default = "default_overlap")]
+    overlap_seconds: u64,
+}
+
+/// A day: time to roll a deployment.
+fn default_overlap() -> u64 {
+    86_400
 }
 
 /// What the removal of a client came to.
@@ -37,7 +52,8 @@ pub(super) async fn create(
     tracing::info!(client = client.client_id, actor = ACTOR, "client registered");
     // Only unreserved characters are in an id (checked at registration), so it is a path segment as it stands.
     let location = format!("/admin/v1/clients/{}", client.client_id);
-    let body = Json(Created { client: &client, client_secret: &secret });
+    let body =
+        Json(Created { client: &client, client_secret: secret.as_ref().map(|secret| secret.as_str()) });
     Ok((StatusCode::CREATED, [(LOCATION, location)], body).into_response())
 }
 
@@ -83,4 +99,27 @@ pub(super) async fn delete(
     let revision = services.registry.delete(&client_id, ACTOR).await?;
     tracing::info!(client = client_id, revision, actor = ACTOR, "client removed");
     Ok(Json(Deleted { client_id, revision }))
+}
+
+pub(super) async fn rotate_secret(
+    State(services): State<Shared>,
+    client_id: Result<Path<String>, PathRejection>,
+    Body(rotate): Body<Rotate>,
+) -> Result<Response, Problem> {
+    let (client, secret) = services.registry.rotate_secret(&client_id?, rotate.overlap_seconds).await?;
+    tracing::info!(client = client.client_id, actor = ACTOR, "client secret rotated");
+    Ok(Json(Created { client: &client, client_secret: Some(&secret) }).into_response())
+}
+
+pub(super) async fn end_previous_secret(
+    State(services): State<Shared>,
+    client_id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Client>, Problem> {
+    let client = services.registry.end_previous_secret(&client_id?).await?;
+    tracing::info!(
+        client = client.client_id,
+        actor = ACTOR,
+        "the client secret before the current one ended"
+    );
+    Ok(Json(client))
 }

@@ -1,0 +1,45 @@
+//! `/admin/v1/assertion-rules`
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+
+use super::{ACTOR, Body, Items, Page};
+use crate::assertions::{AssertionRule, StoredRule};
+use crate::http::Shared;
+use crate::http::problem::Problem;
+
+pub(super) async fn create(
+    State(services): State<Shared>,
+    Body(rule): Body<AssertionRule>,
+) -> Result<Response, Problem> {
+    let stored = services.assertions.create(rule).await?;
+    tracing::info!(rule = stored.id, client = stored.rule.client_id, actor = ACTOR, "assertion rule made");
+    let location = format!("/admin/v1/assertion-rules/{}", stored.id);
+    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(stored)).into_response())
+}
+
+pub(super) async fn list(
+    State(services): State<Shared>,
+    page: Result<Query<Page>, QueryRejection>,
+) -> Result<Json<Items<StoredRule>>, Problem> {
+    let Query(page) = page?;
+    let limit = page.limit()?;
+    let items = services.assertions.list(page.after.as_deref(), limit).await?;
+    let is_full = items.len() == limit as usize;
+    let next = items.last().filter(|_| is_full).map(|rule| rule.id.clone());
+    Ok(Json(Items { items, next }))
+}
+
+pub(super) async fn remove(
+    State(services): State<Shared>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Problem> {
+    let Path(id) = id?;
+    services.assertions.remove(&id).await?;
+    tracing::info!(rule = id, actor = ACTOR, "assertion rule removed");
+    Ok(StatusCode::NO_CONTENT)
+}
