@@ -213,6 +213,8 @@ impl Registration {
             tls_client_auth_subject_dn: text("tls_client_auth_subject_dn")?,
             tls_client_auth_san_dns: text("tls_client_auth_san_dns")?,
             tls_client_auth_san_uri: text("tls_client_auth_san_uri")?,
+            tls_client_auth_san_ip: text("tls_client_auth_san_ip")?,
+            tls_client_auth_san_email: text("tls_client_auth_san_email")?,
             tls_client_certificate_bound_access_tokens: flag("tls_client_certificate_bound_access_tokens")?,
             dpop_bound_access_tokens: flag("dpop_bound_access_tokens")?,
             registered_itself: true,
@@ -246,6 +248,8 @@ impl Registration {
             ("tls_client_auth_subject_dn", configuration.tls_client_auth_subject_dn.clone().map(Value::from)),
             ("tls_client_auth_san_dns", configuration.tls_client_auth_san_dns.clone().map(Value::from)),
             ("tls_client_auth_san_uri", configuration.tls_client_auth_san_uri.clone().map(Value::from)),
+            ("tls_client_auth_san_ip", configuration.tls_client_auth_san_ip.clone().map(Value::from)),
+            ("tls_client_auth_san_email", configuration.tls_client_auth_san_email.clone().map(Value::from)),
         ];
         for (name, value) in optional {
             if let Some(value) = value {

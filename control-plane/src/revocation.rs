@@ -262,17 +262,9 @@ impl Revocations {
     /// Whether the token is revoked by itself or by any scope it belongs to; for introspection (RFC 7662).
     pub async fn is_revoked(&self, token: &AuthenticToken) -> Result<bool, StoreError> {
         let ids = &token.ids;
-        if let Some(id) = ids.token
-            && enforcement::is_token_revoked(&self.store, ids.bucket, id).await?
-        {
-            return Ok(true);
-        }
-        for (bucket, id) in &ids.ancestors {
-            if enforcement::is_token_revoked(&self.store, *bucket, *id).await? {
-                return Ok(true);
-            }
-        }
-        let scopes = [
+        let own = ids.token.map(|id| (ids.bucket, id));
+        let tokens: Vec<(Bucket, Id)> = own.into_iter().chain(ids.ancestors.iter().copied()).collect();
+        let kinds = [
             (IdKind::Session, ids.session.as_slice()),
             (IdKind::Client, ids.client.as_slice()),
             (IdKind::Realm, ids.realm.as_slice()),
@@ -280,16 +272,9 @@ impl Revocations {
             (IdKind::Key, ids.key.as_slice()),
             (IdKind::Subject, ids.subjects.as_slice()),
         ];
-        for (kind, ids) in scopes {
-            for id in ids {
-                let watermark = enforcement::watermark(&self.store, kind, *id).await?;
-                // A revoked key is dead whatever the token says of its time: who holds it can backdate.
-                if watermark.is_some_and(|instant| kind == IdKind::Key || token.claims.issued_at <= instant) {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
+        let scopes: Vec<(IdKind, Id)> =
+            kinds.into_iter().flat_map(|(kind, ids)| ids.iter().map(move |id| (kind, *id))).collect();
+        enforcement::is_revoked(&self.store, &tokens, &scopes, token.claims.issued_at).await
     }
 
     /// The feed's newest revision.

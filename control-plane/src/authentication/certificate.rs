@@ -1,6 +1,7 @@
 //! Clients that authenticate by the certificate of their connection (RFC 8705 §2).
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use atm_core::binding::ClientCertificate;
@@ -70,13 +71,37 @@ impl PresentedCertificate {
         if names.len() > MAX_NAMES {
             return false;
         }
-        let (dns, uri) = (&configuration.tls_client_auth_san_dns, &configuration.tls_client_auth_san_uri);
-        names.iter().any(|name| match (name, dns, uri) {
-            (GeneralName::DNSName(name), Some(expected), _) => name.eq_ignore_ascii_case(expected),
-            (GeneralName::URI(name), None, Some(expected)) => *name == expected.as_str(),
+        names.iter().any(|name| match name {
+            GeneralName::DNSName(name) => {
+                let expected = &configuration.tls_client_auth_san_dns;
+                expected.as_ref().is_some_and(|expected| name.eq_ignore_ascii_case(expected))
+            }
+            GeneralName::URI(name) => configuration.tls_client_auth_san_uri.as_deref() == Some(*name),
+            GeneralName::IPAddress(name) => {
+                let expected = configuration.tls_client_auth_san_ip.as_ref().and_then(|ip| ip.parse().ok());
+                expected.is_some_and(|expected| is_address(name, expected))
+            }
+            GeneralName::RFC822Name(name) => {
+                let expected = &configuration.tls_client_auth_san_email;
+                expected.as_ref().is_some_and(|expected| is_mailbox(name, expected))
+            }
             _ => false,
         })
     }
+}
+
+/// Whether a name's octets are those of `expected` (RFC 5280 §4.2.1.6).
+fn is_address(octets: &[u8], expected: IpAddr) -> bool {
+    match expected {
+        IpAddr::V4(expected) => octets == expected.octets(),
+        IpAddr::V6(expected) => octets == expected.octets(),
+    }
+}
+
+/// Whether two addresses are one mailbox: the host in any case, the rest exactly (RFC 5280 §7.5).
+fn is_mailbox(name: &str, expected: &str) -> bool {
+    let (Some(name), Some(expected)) = (name.rsplit_once('@'), expected.rsplit_once('@')) else { return false };
+    name.0 == expected.0 && name.1.eq_ignore_ascii_case(expected.1)
 }
 
 /// The authorities whose certificates `tls_client_auth` takes.
@@ -140,7 +165,12 @@ mod tests {
 
     fn leaf(authority: &Issuer<'static, KeyPair>) -> PresentedCertificate {
         let mut parameters = CertificateParams::new(vec!["client.example".to_owned()]).unwrap();
-        parameters.subject_alt_names.push(SanType::URI("spiffe://prod/client".try_into().unwrap()));
+        parameters.subject_alt_names.extend([
+            SanType::URI("spiffe://prod/client".try_into().unwrap()),
+            SanType::IpAddress("192.0.2.7".parse().unwrap()),
+            SanType::IpAddress("2001:db8::7".parse().unwrap()),
+            SanType::Rfc822Name("Client@example.com".try_into().unwrap()),
+        ]);
         parameters.distinguished_name = rcgen::DistinguishedName::new();
         parameters.distinguished_name.push(DnType::OrganizationName, "Example");
         parameters.distinguished_name.push(DnType::CommonName, "client");
@@ -181,6 +211,18 @@ mod tests {
         };
         assert!(named(uri("spiffe://prod/client")) && !named(uri("spiffe://prod/CLIENT")));
         assert!(!named(uri("client.example")), "a name of one kind is not one of another");
+        let ip = |text: &str| ClientConfiguration {
+            tls_client_auth_san_ip: Some(text.into()),
+            ..ClientConfiguration::default()
+        };
+        assert!(named(ip("192.0.2.7")) && named(ip("2001:DB8:0::7")));
+        assert!(!named(ip("192.0.2.8")) && !named(ip("::ffff:192.0.2.7")) && !named(ip("client.example")));
+        let email = |text: &str| ClientConfiguration {
+            tls_client_auth_san_email: Some(text.into()),
+            ..ClientConfiguration::default()
+        };
+        assert!(named(email("Client@EXAMPLE.com")));
+        assert!(!named(email("client@example.com")) && !named(email("example.com")));
         assert!(!named(ClientConfiguration::default()), "no name is every name's refusal");
     }
 

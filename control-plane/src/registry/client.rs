@@ -158,6 +158,12 @@ pub struct ClientConfiguration {
     /// A URI in its certificate, for `tls_client_auth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_client_auth_san_uri: Option<String>,
+    /// An IP address in its certificate, for `tls_client_auth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_client_auth_san_ip: Option<String>,
+    /// An e-mail address in its certificate, for `tls_client_auth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_client_auth_san_email: Option<String>,
     /// Whether its tokens are bound to the certificate that it presents (RFC 8705 §3.4).
     pub tls_client_certificate_bound_access_tokens: bool,
     /// Whether it must ask for its tokens with a DPoP proof (RFC 9449 §5.2).
@@ -197,6 +203,8 @@ impl Default for ClientConfiguration {
             tls_client_auth_subject_dn: None,
             tls_client_auth_san_dns: None,
             tls_client_auth_san_uri: None,
+            tls_client_auth_san_ip: None,
+            tls_client_auth_san_email: None,
             tls_client_certificate_bound_access_tokens: false,
             dpop_bound_access_tokens: false,
             access_token_format: AccessTokenFormat::default(),

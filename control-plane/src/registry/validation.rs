@@ -1,5 +1,7 @@
 //! What a client's fields may hold.
 
+use std::net::IpAddr;
+
 use atm_core::base64url;
 use serde::Serialize;
 use serde_json::Value;
@@ -131,12 +133,14 @@ fn credentials(errors: &mut Vec<FieldError>, client: &ClientConfiguration) {
         ("tls_client_auth_subject_dn", &client.tls_client_auth_subject_dn),
         ("tls_client_auth_san_dns", &client.tls_client_auth_san_dns),
         ("tls_client_auth_san_uri", &client.tls_client_auth_san_uri),
+        ("tls_client_auth_san_ip", &client.tls_client_auth_san_ip),
+        ("tls_client_auth_san_email", &client.tls_client_auth_san_email),
     ];
     let given = names.iter().filter(|(_, name)| name.is_some()).count();
     // RFC 8705 §2.1.2: exactly one.
     if method == AuthenticationMethod::TlsClientAuth && given != 1 {
-        let message =
-            "tls_client_auth needs exactly one of tls_client_auth_subject_dn, _san_dns and _san_uri";
+        let message = "tls_client_auth needs exactly one of tls_client_auth_subject_dn, _san_dns, _san_uri, _san_ip and \
+                       _san_email";
         errors.push(error("token_endpoint_auth_method", message));
     }
     for (field, name) in names {
@@ -154,6 +158,13 @@ fn credentials(errors: &mut Vec<FieldError>, client: &ClientConfiguration) {
     if dn.is_some_and(|dn| DistinguishedName::parse(dn).is_none()) {
         let message = "must be a distinguished name (RFC 4514), the most specific part first, as in CN=a,O=b";
         errors.push(error("tls_client_auth_subject_dn", message));
+    }
+    if client.tls_client_auth_san_ip.as_ref().is_some_and(|ip| ip.parse::<IpAddr>().is_err()) {
+        errors.push(error("tls_client_auth_san_ip", "must be an IPv4 or IPv6 address, as in 192.0.2.7 or 2001:db8::7"));
+    }
+    let email = client.tls_client_auth_san_email.as_deref();
+    if email.is_some_and(|email| email.rsplit_once('@').is_none_or(|(user, host)| user.is_empty() || host.is_empty())) {
+        errors.push(error("tls_client_auth_san_email", "must be an e-mail address, as in client@example.com"));
     }
     key_set(errors, client.jwks.as_ref(), method);
 }
@@ -247,6 +258,8 @@ mod tests {
             json!({}),
             json!({"token_endpoint_auth_method": "none", "grant_types": ["refresh_token"]}),
             json!({"token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_san_dns": "a.example"}),
+            json!({"token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_san_ip": "2001:db8::7"}),
+            json!({"token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_san_email": "a@example.com"}),
             json!({"token_endpoint_auth_method": "self_signed_tls_client_auth",
                    "jwks": {"keys": [{"x5t#S256": digest}]}}),
         ] {
@@ -263,6 +276,14 @@ mod tests {
             (
                 json!({"token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_subject_dn": "x"}),
                 "tls_client_auth_subject_dn",
+            ),
+            (
+                json!({"token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_san_ip": "client.example"}),
+                "tls_client_auth_san_ip",
+            ),
+            (
+                json!({"token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_san_email": "@example.com"}),
+                "tls_client_auth_san_email",
             ),
             (json!({"tls_client_auth_san_dns": "a"}), "tls_client_auth_san_dns"),
             (json!({"token_endpoint_auth_method": "private_key_jwt"}), "jwks"),

@@ -95,25 +95,39 @@ pub(crate) async fn raise_watermarks(
     Ok(())
 }
 
-/// Whether the token is revoked by itself, in its own bucket or in the one of unknown expiries.
-pub(crate) async fn is_token_revoked(store: &Store, bucket: Bucket, id: Id) -> Result<bool, StoreError> {
-    let found = query("SELECT 1 FROM revoked_tokens WHERE bucket IN ($1, $2) AND id = $3")
-        .bind(bucket.0)
-        .bind(Bucket::UNKNOWN.0)
-        .bind(id.as_bytes())
-        .fetch_optional(store)
-        .await?;
-    Ok(found.is_some())
-}
-
-pub(crate) async fn watermark(store: &Store, kind: IdKind, id: Id) -> Result<Option<UnixMillis>, StoreError> {
-    query("SELECT not_after FROM watermarks WHERE kind = $1 AND id = $2")
-        .bind(kind as i64)
-        .bind(id.as_bytes())
-        .fetch_optional(store)
-        .await?
-        .map(|row| Ok(UnixMillis(row.get("not_after")?)))
-        .transpose()
+/// Whether one of `tokens` is revoked, in its own bucket or in the one of unknown expiries, or one of `scopes` by a watermark
+/// that covers `issued_at`. A revoked key is dead whatever a token says of its time: who holds it can backdate.
+pub(crate) async fn is_revoked(
+    store: &Store,
+    tokens: &[(Bucket, Id)],
+    scopes: &[(IdKind, Id)],
+    issued_at: UnixMillis,
+) -> Result<bool, StoreError> {
+    let (mut conditions, mut next) = (vec!["1 = 0".to_owned()], 2);
+    for _ in tokens {
+        let (bucket, id, unknown) = (next, next + 1, Bucket::UNKNOWN.0);
+        conditions.push(format!(
+            "EXISTS (SELECT 1 FROM revoked_tokens WHERE bucket IN (${bucket}, {unknown}) AND id = ${id})"
+        ));
+        next += 2;
+    }
+    for (kind, _) in scopes {
+        let covers = if *kind == IdKind::Key { "" } else { " AND not_after >= $1" };
+        let kind = *kind as i64;
+        conditions.push(format!(
+            "EXISTS (SELECT 1 FROM watermarks WHERE kind = {kind} AND id = ${next}{covers})"
+        ));
+        next += 1;
+    }
+    let sql = format!("SELECT 1 WHERE {}", conditions.join(" OR "));
+    let mut look = query(sqlx::AssertSqlSafe(sql)).bind(issued_at.0);
+    for (bucket, id) in tokens {
+        look = look.bind(bucket.0).bind(id.as_bytes());
+    }
+    for (_, id) in scopes {
+        look = look.bind(id.as_bytes());
+    }
+    Ok(look.fetch_optional(store).await?.is_some())
 }
 
 /// Forgets tokens of buckets before `before` (not the unknown one), at most `limit`. Returns how many went.

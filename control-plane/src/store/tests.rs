@@ -85,6 +85,11 @@ fn tokens(number: u32) -> Change {
     Change::RevokedTokens { bucket: Bucket(9), ids: vec![id(number)] }
 }
 
+/// Whether the token is revoked by itself.
+async fn is_token_revoked(store: &Store, bucket: u32, id: Id) -> bool {
+    enforcement::is_revoked(store, &[(Bucket(bucket), id)], &[], UnixMillis(0)).await.unwrap()
+}
+
 /// Enqueues in a transaction of its own.
 async fn enqueued(store: &Store, change: &Change, at: i64) -> Ticket {
     transact!(store, |transaction| -> Result<Ticket, StoreError> {

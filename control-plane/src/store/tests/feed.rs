@@ -9,6 +9,7 @@ contract!(
     a_new_epoch_forgets_the_sets_of_the_old_one,
     watermarks_rise_and_never_fall,
     tokens_are_found_in_their_bucket_or_the_unknown_one,
+    one_look_sees_whichever_name_of_a_token_is_revoked,
     a_hundred_thousand_tokens_fit_one_transaction,
 );
 
@@ -83,10 +84,12 @@ async fn watermarks_rise_and_never_fall(place: Place) {
             enforcement::raise_watermarks(transaction, IdKind::Client, &entries).await
         })
         .unwrap();
-        let kept = enforcement::watermark(&store, IdKind::Client, id(1)).await.unwrap();
-        assert_eq!(kept, Some(UnixMillis(expected)));
+        let covers = async |kind, instant| {
+            enforcement::is_revoked(&store, &[], &[(kind, id(1))], UnixMillis(instant)).await.unwrap()
+        };
+        assert!(covers(IdKind::Client, expected).await && !covers(IdKind::Client, expected + 1).await);
+        assert!(!covers(IdKind::Subject, 0).await, "of another kind");
     }
-    assert_eq!(enforcement::watermark(&store, IdKind::Subject, id(1)).await.unwrap(), None);
     let mut transaction = store.begin().await.unwrap();
     let kept = enforcement::watermarks_of(&mut transaction, IdKind::Client).await.unwrap();
     assert_eq!(kept, [(id(1), UnixMillis(12)), (id(2), UnixMillis(1))]);
@@ -106,7 +109,7 @@ async fn tokens_are_found_in_their_bucket_or_the_unknown_one(place: Place) {
     add(&store, 5, &[id(2), id(3)]).await;
     add(&store, 0, &[id(9)]).await;
     let found = async |bucket, number| {
-        enforcement::is_token_revoked(&store, Bucket(bucket), id(number)).await.unwrap()
+        is_token_revoked(&store, bucket, id(number)).await
     };
     assert!(found(5, 3).await && found(6, 9).await);
     assert!(!found(6, 3).await && !found(5, 4).await);
@@ -123,9 +126,37 @@ async fn tokens_are_found_in_their_bucket_or_the_unknown_one(place: Place) {
     assert!(found(6, 9).await, "unknown expiries are kept");
 }
 
+async fn one_look_sees_whichever_name_of_a_token_is_revoked(place: Place) {
+    let store = place.open().await;
+    add(&store, 5, &[id(1)]).await;
+    add(&store, 0, &[id(2)]).await;
+    transact!(store, |transaction| -> Result<(), StoreError> {
+        for kind in [IdKind::Subject, IdKind::Key] {
+            enforcement::raise_watermarks(transaction, kind, &[(id(3), UnixMillis(10))]).await?;
+        }
+        Ok(())
+    })
+    .unwrap();
+    let alive = [(Bucket(5), id(8)), (Bucket(6), id(9))];
+    let scopes = [(IdKind::Session, id(3)), (IdKind::Subject, id(4)), (IdKind::Key, id(4))];
+    let look = async |token, scope, issued_at| {
+        let tokens: Vec<_> = alive.into_iter().chain(token).collect();
+        let scopes: Vec<_> = scopes.into_iter().chain(scope).collect();
+        enforcement::is_revoked(&store, &tokens, &scopes, UnixMillis(issued_at)).await.unwrap()
+    };
+    assert!(!look(None, None, 10).await);
+    assert!(look(Some((Bucket(5), id(1))), None, 10).await);
+    assert!(look(Some((Bucket(7), id(2))), None, 10).await, "of unknown expiry");
+    assert!(!look(Some((Bucket(7), id(1))), None, 10).await, "in another bucket");
+    let subject = Some((IdKind::Subject, id(3)));
+    assert!(look(None, subject, 10).await && !look(None, subject, 11).await);
+    assert!(look(None, Some((IdKind::Key, id(3))), 11).await, "a revoked key is dead for good");
+    assert!(!enforcement::is_revoked(&store, &[], &[], UnixMillis(0)).await.unwrap());
+}
+
 async fn a_hundred_thousand_tokens_fit_one_transaction(place: Place) {
     let store = place.open().await;
     let ids: Vec<Id> = (0..100_000).map(id).collect();
     add(&store, 5, &ids).await;
-    assert!(enforcement::is_token_revoked(&store, Bucket(5), ids[99_999]).await.unwrap());
+    assert!(is_token_revoked(&store, 5, ids[99_999]).await);
 }
