@@ -6,6 +6,7 @@
 mod replicas {
     pub(crate) mod fleet;
     mod killed;
+    mod refresh;
     mod stale;
     mod store_away;
 }

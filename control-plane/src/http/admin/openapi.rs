@@ -19,7 +19,20 @@ pub(super) async fn show() -> Json<&'static Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        let routes: BTreeSet<&str> = include_str!("../admin.rs")
+            .split('"')
+            .filter(|text| text.starts_with("/admin/v1/"))
+            .collect();
+        let described: BTreeSet<&str> =
+            DOCUMENT["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(described, routes);
+    }
 
     #[test]
     fn the_document_reads_and_every_reference_has_its_end() {
