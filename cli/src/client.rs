@@ -73,6 +73,9 @@ pub(crate) struct Create {
     /// Its public keys: a file with a JWK set
     #[arg(long, value_name = "FILE")]
     jwks: Option<PathBuf>,
+    /// Where it publishes its public keys, in the place of --jwks
+    #[arg(long, value_name = "URL", conflicts_with = "jwks")]
+    jwks_uri: Option<String>,
     /// Give it opaque access tokens instead of JWTs
     #[arg(long)]
     opaque: bool,
@@ -176,6 +179,7 @@ impl Create {
             ("grant_types", (!grants.is_empty()).then(|| grants.into())),
             ("token_endpoint_auth_method", self.auth_method.map(Value::from)),
             ("jwks", self.jwks.as_deref().map(read_json).transpose()?),
+            ("jwks_uri", self.jwks_uri.map(Value::from)),
             ("access_token_format", self.opaque.then(|| "opaque".into())),
             ("dpop_bound_access_tokens", self.dpop.then(|| true.into())),
             ("access_token_lifetime_seconds", self.lifetime.map(Value::from)),

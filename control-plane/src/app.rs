@@ -16,6 +16,7 @@ use crate::api_keys::ApiKeys;
 use crate::assertions::AssertionGrants;
 use crate::authentication::Authenticator;
 use crate::authentication::certificate::Authorities;
+use crate::authentication::key_sets::{KeySetSettings, KeySets};
 use crate::clock::IssueClock;
 use crate::config::{Config, OAuthConfig, RegistrationConfig, Secrets, TlsFiles};
 use crate::events::Events;
@@ -63,8 +64,10 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The authorities of clients' certificates cannot be used.
-    #[error("listen.clientCaFile: {} {problem}", path.display())]
+    #[error("{key}: {} {problem}", path.display())]
     ClientAuthorities {
+        /// The configuration key.
+        key: &'static str,
         /// As configured.
         path: PathBuf,
         /// What is wrong.
@@ -292,6 +295,7 @@ fn wire(
             DEFAULT_REALM,
             &config.issuer,
             authorities(&config.oauth)?,
+            key_sets(&config.oauth)?,
         ),
         registration: registration(&config.oauth, registration_token, &registry, &hasher, &config.issuer),
         assertions: AssertionGrants::new(store.clone(), Arc::clone(&clock), DEFAULT_REALM, &config.issuer),
@@ -336,9 +340,23 @@ fn registration(
 /// The authorities of `tls_client_auth`.
 fn authorities(config: &OAuthConfig) -> Result<Option<Authorities>, StartError> {
     let Some(path) = &config.client_ca_file else { return Ok(None) };
-    let refuse = |problem: String| StartError::ClientAuthorities { path: path.clone(), problem };
+    let key = "listen.clientCaFile";
+    let refuse = |problem: String| StartError::ClientAuthorities { key, path: path.clone(), problem };
     let pem = std::fs::read(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
     Authorities::from_pem(&pem).map(Some).map_err(|error| refuse(error.to_string()))
+}
+
+/// Where the keys of `private_key_jwt` are fetched from.
+fn key_sets(config: &OAuthConfig) -> Result<KeySets, StartError> {
+    let allow_private_addresses = config.private_client_keys;
+    let Some(path) = &config.client_keys_ca_file else {
+        return Ok(KeySets::new(KeySetSettings { allow_private_addresses, ca_certificate: None }));
+    };
+    let key = "clientKeys.caFile";
+    let refuse = |problem: String| StartError::ClientAuthorities { key, path: path.clone(), problem };
+    let pem = std::fs::read_to_string(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    Authorities::from_pem(pem.as_bytes()).map_err(|error| refuse(error.to_string()))?;
+    Ok(KeySets::new(KeySetSettings { allow_private_addresses, ca_certificate: Some(pem) }))
 }
 
 fn start_issuers(

@@ -16,9 +16,11 @@ use crate::store::{Store, StoreError, clients, single_use};
 pub mod assertion;
 pub mod certificate;
 pub(crate) mod distinguished_name;
+pub mod key_sets;
 
 use assertion::AssertionError;
 use certificate::{Authorities, PresentedCertificate};
+use key_sets::{KeySets, KeysAway};
 
 /// Clients that are kept in memory.
 const KNOWN_CLIENTS: usize = 10_000;
@@ -53,6 +55,9 @@ pub enum AuthenticationError {
     /// The assertion was used before.
     #[error("the assertion has been used before; its jti must be new each time")]
     Replayed,
+    /// The client's keys are where nothing answers; never a refusal.
+    #[error(transparent)]
+    Keys(#[from] KeysAway),
     /// Could not be told; never a refusal.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -67,6 +72,7 @@ pub struct Authenticator {
     realm: Arc<str>,
     issuer: Arc<str>,
     authorities: Option<Authorities>,
+    key_sets: KeySets,
     /// What the store said of clients, with the version of the registry that it said so at. Of unknown ones nothing is kept.
     known: Arc<Cache<String, (u64, Arc<Known>)>>,
 }
@@ -84,7 +90,8 @@ struct Known {
 }
 
 impl Authenticator {
-    /// For clients of `realm`, whose assertions are for `issuer`, and whose certificates are of `authorities`.
+    /// For clients of `realm`, whose assertions are for `issuer`, whose certificates are of `authorities`, and whose keys, where
+    /// they publish them, are in `key_sets`.
     pub fn new(
         store: Store,
         clock: Arc<IssueClock>,
@@ -92,9 +99,10 @@ impl Authenticator {
         realm: &str,
         issuer: &str,
         authorities: Option<Authorities>,
+        key_sets: KeySets,
     ) -> Self {
         let known = Arc::new(Cache::new(KNOWN_CLIENTS));
-        Self { store, clock, hasher, realm: realm.into(), issuer: issuer.into(), authorities, known }
+        Self { store, clock, hasher, realm: realm.into(), issuer: issuer.into(), authorities, key_sets, known }
     }
 
     /// The client, if it is active and shows that it is itself, as it is registered to do. Take [`IssueClock::issue`] before.
@@ -185,7 +193,14 @@ impl Authenticator {
         assertion: &str,
         now: UnixMillis,
     ) -> Result<(), AuthenticationError> {
-        let keys = client.configuration.jwks.as_ref().map(assertion::keys).unwrap_or_default();
+        let configuration = &client.configuration;
+        let keys = match &configuration.jwks_uri {
+            None => configuration.jwks.as_ref().map(assertion::keys).unwrap_or_default().into(),
+            Some(uri) => {
+                let kid = assertion::key_id(assertion);
+                self.key_sets.keys(uri, kid.as_deref(), !configuration.registered_itself).await?
+            }
+        };
         let assertion = assertion::verify(assertion, &client.client_id, &keys, &self.issuer, now)?;
         if single_use::first_use(&self.store, &assertion.replay_id, assertion.expires_at).await? {
             Ok(())

@@ -200,9 +200,6 @@ impl Registration {
         if let Some(refused) = scopes.iter().find(|scope| !self.settings.scopes.contains(scope)) {
             return Err(refuse("scope", &format!("{refused} is not for clients that register themselves")));
         }
-        if metadata.contains_key("jwks_uri") {
-            return Err(refuse("jwks_uri", "is not supported; give the keys in jwks"));
-        }
         Ok(ClientConfiguration {
             name: text("client_name")?,
             token_endpoint_auth_method: method,
@@ -210,6 +207,7 @@ impl Registration {
             scopes,
             audiences: self.settings.audiences.clone(),
             jwks: metadata.get("jwks").filter(|jwks| !jwks.is_null()).cloned(),
+            jwks_uri: text("jwks_uri")?,
             tls_client_auth_subject_dn: text("tls_client_auth_subject_dn")?,
             tls_client_auth_san_dns: text("tls_client_auth_san_dns")?,
             tls_client_auth_san_uri: text("tls_client_auth_san_uri")?,
@@ -245,6 +243,7 @@ impl Registration {
             ("client_name", configuration.name.clone().map(Value::from)),
             ("scope", (!configuration.scopes.is_empty()).then(|| configuration.scopes.join(" ").into())),
             ("jwks", configuration.jwks.clone()),
+            ("jwks_uri", configuration.jwks_uri.clone().map(Value::from)),
             ("tls_client_auth_subject_dn", configuration.tls_client_auth_subject_dn.clone().map(Value::from)),
             ("tls_client_auth_san_dns", configuration.tls_client_auth_san_dns.clone().map(Value::from)),
             ("tls_client_auth_san_uri", configuration.tls_client_auth_san_uri.clone().map(Value::from)),

@@ -55,6 +55,11 @@ pub fn claimed_client(assertion: &str) -> Option<String> {
     UnverifiedToken::parse(assertion).ok()?.issuer().ok().map(ToOwned::to_owned)
 }
 
+/// The id of the key that an assertion says it is signed by.
+pub fn key_id(assertion: &str) -> Option<String> {
+    UnverifiedToken::parse(assertion).ok()?.header().kid.clone()
+}
+
 /// The keys of `jwks` that can verify. A key without a `kid` gets one by its place, which no header names.
 pub fn keys(jwks: &Value) -> Vec<VerificationKey> {
     let entries = jwks.get("keys").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();

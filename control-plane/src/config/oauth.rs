@@ -22,6 +22,10 @@ pub struct OAuthConfig {
     pub client_certificates: bool,
     /// PEM file with the authorities of `tls_client_auth`.
     pub client_ca_file: Option<PathBuf>,
+    /// Whether clients that an operator registered may publish their keys (`jwks_uri`) at private addresses and without TLS.
+    pub private_client_keys: bool,
+    /// PEM file with the certificates that are trusted in place of the system's where clients publish their keys.
+    pub client_keys_ca_file: Option<PathBuf>,
     /// Who may pass on a client's certificate.
     pub trusted_proxy: Option<TrustedProxy>,
     /// Whether DPoP proofs need a nonce of ours.
@@ -68,6 +72,8 @@ pub(super) fn read(reader: &mut Reader<'_>) -> OAuthConfig {
         reader.mistake("listen.clientCertificates", message.to_owned());
     }
     let client_ca_file = reader.optional("listen.clientCaFile", path);
+    let private_client_keys = reader.optional("clientKeys.allowPrivateAddresses", boolean).unwrap_or(false);
+    let client_keys_ca_file = reader.optional("clientKeys.caFile", path);
     let trusted_proxy = trusted_proxy(reader);
     let dpop_nonce = reader.optional("dpop.nonce", boolean).unwrap_or(true);
     let mut seconds = |key: &str, range, default: u64| {
@@ -91,6 +97,8 @@ pub(super) fn read(reader: &mut Reader<'_>) -> OAuthConfig {
     OAuthConfig {
         client_certificates,
         client_ca_file,
+        private_client_keys,
+        client_keys_ca_file,
         trusted_proxy,
         dpop_nonce,
         sessions,

@@ -149,6 +149,9 @@ pub struct ClientConfiguration {
     /// Its public keys (RFC 7517 §5): for assertions, or with `x5c` for self-signed certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwks: Option<Value>,
+    /// Where it publishes its public keys, for assertions, in the place of `jwks`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks_uri: Option<String>,
     /// The distinguished name in its certificate (RFC 4514), for `tls_client_auth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_client_auth_subject_dn: Option<String>,
@@ -200,6 +203,7 @@ impl Default for ClientConfiguration {
             scopes: Vec::new(),
             audiences: Vec::new(),
             jwks: None,
+            jwks_uri: None,
             tls_client_auth_subject_dn: None,
             tls_client_auth_san_dns: None,
             tls_client_auth_san_uri: None,

@@ -166,7 +166,27 @@ fn credentials(errors: &mut Vec<FieldError>, client: &ClientConfiguration) {
     if email.is_some_and(|email| email.rsplit_once('@').is_none_or(|(user, host)| user.is_empty() || host.is_empty())) {
         errors.push(error("tls_client_auth_san_email", "must be an e-mail address, as in client@example.com"));
     }
-    key_set(errors, client.jwks.as_ref(), method);
+    if let Some(uri) = client.jwks_uri.as_deref() {
+        key_set_uri(errors, uri, client);
+    } else {
+        key_set(errors, client.jwks.as_ref(), method);
+    }
+}
+
+/// RFC 7591 §2: `jwks_uri` or `jwks`, not both. Whether the address may be called is told when it is.
+fn key_set_uri(errors: &mut Vec<FieldError>, uri: &str, client: &ClientConfiguration) {
+    if client.token_endpoint_auth_method != AuthenticationMethod::PrivateKeyJwt {
+        errors.push(error("jwks_uri", "is for private_key_jwt"));
+    }
+    if client.jwks.is_some() {
+        errors.push(error("jwks_uri", "is given beside jwks; keep one of them"));
+    }
+    let is_url = uri.parse::<reqwest::Url>().is_ok_and(|url| {
+        matches!(url.scheme(), "https" | "http") && url.username().is_empty() && url.password().is_none()
+    });
+    if !is_url || uri.len() > 1_024 {
+        errors.push(error("jwks_uri", "must be an https URL of at most 1024 bytes (http with clientKeys.allowPrivateAddresses)"));
+    }
 }
 
 fn key_set(errors: &mut Vec<FieldError>, jwks: Option<&Value>, method: AuthenticationMethod) {
@@ -176,7 +196,7 @@ fn key_set(errors: &mut Vec<FieldError>, jwks: Option<&Value>, method: Authentic
         if needs_keys {
             errors.push(error(
                 "jwks",
-                "must hold the client's public keys for this token_endpoint_auth_method",
+                "must hold the client's public keys for this token_endpoint_auth_method (or, for private_key_jwt, give jwks_uri)",
             ));
         }
         return;
@@ -262,6 +282,7 @@ mod tests {
             json!({"token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_san_email": "a@example.com"}),
             json!({"token_endpoint_auth_method": "self_signed_tls_client_auth",
                    "jwks": {"keys": [{"x5t#S256": digest}]}}),
+            json!({"token_endpoint_auth_method": "private_key_jwt", "jwks_uri": "https://client.example/keys"}),
         ] {
             assert_eq!(fields(&good), Vec::<String>::new(), "{good}");
         }
@@ -296,6 +317,13 @@ mod tests {
                 "jwks.keys[0]",
             ),
             (json!({"jwks": {"keys": []}}), "jwks"),
+            (json!({"jwks_uri": "https://client.example/keys"}), "jwks_uri"),
+            (json!({"token_endpoint_auth_method": "private_key_jwt", "jwks_uri": "file:///etc/passwd"}), "jwks_uri"),
+            (
+                json!({"token_endpoint_auth_method": "private_key_jwt", "jwks_uri": "https://a.example",
+                       "jwks": {"keys": []}}),
+                "jwks_uri",
+            ),
             (json!({"exchange": {"delegation": true}}), "exchange"),
             (json!({"grant_types": ["refresh_token", "refresh_token"]}), "grant_types[1]"),
         ] {

@@ -2,6 +2,7 @@ use atm_core::key::{Issuer, Issuers};
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::authentication::key_sets::{KeySetSettings, KeySets};
 use crate::authentication::{Authenticator, Credential, Presented};
 use crate::feed::tests::Fixture;
 use crate::keys::tests::{ISSUER, keys};
@@ -107,6 +108,7 @@ async fn a_client_authenticates_until_it_is_disabled_and_its_tokens_go_with_it()
         "default",
         ISSUER,
         None,
+        KeySets::new(KeySetSettings::default()),
     );
     let authenticate = async |id: &str, secret: &str| {
         let credential = Credential::Secret(Zeroizing::new(secret.to_owned()));

@@ -1,11 +1,12 @@
 //! Client authentication: RFC 6749 §2.3, RFC 7521 §4.2, RFC 7523 §3, RFC 8705 §2.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
 use crate::harness::{Registered, Server, answer, assert_oauth_error, assert_problem, part};
 use crate::keys::{SigningKey, now, unique};
+use crate::sessions::LISTEN;
 
 const TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
@@ -48,6 +49,40 @@ async fn an_assertion_authenticates_once() {
     // Remembered through a restart.
     let server = server.restarted().await;
     assert_oauth_error(by_assertion(&server, &assertion, &[]), 401, "invalid_client").await;
+}
+
+#[tokio::test]
+async fn a_client_may_publish_its_keys_itself() {
+    let (first, second) = (SigningKey::new(), SigningKey::named("k2"));
+    let published = Arc::new(Mutex::new(Some(first.jwks())));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}/keys", listener.local_addr().unwrap());
+    let serve = {
+        let published = Arc::clone(&published);
+        move || {
+            let keys = published.lock().unwrap().clone();
+            async move { keys.map(axum::Json).ok_or(axum::http::StatusCode::SERVICE_UNAVAILABLE) }
+        }
+    };
+    let router = axum::Router::new().route("/keys", axum::routing::get(serve));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+
+    let server = Server::with(&format!("{LISTEN}\nclientKeys: {{ allowPrivateAddresses: true }}")).await;
+    let fields = json!({
+        "audiences": ["api"], "token_endpoint_auth_method": "private_key_jwt", "jwks_uri": uri,
+    });
+    let (status, body) = answer(server.admin("POST", "/admin/v1/clients").json(&fields)).await;
+    assert_eq!((status, &body["jwks_uri"]), (201, &json!(uri)), "{body}");
+    let client = body["client_id"].as_str().unwrap();
+    let by = |key: &SigningKey| by_assertion(&server, &key.assertion(client, client, &json!({})), &[]);
+    assert_eq!(answer(by(&first)).await.0, 200);
+    assert_oauth_error(by(&second), 401, "invalid_client").await;
+    // What was had once is enough through an outage; what was never had is no refusal, but a 503.
+    *published.lock().unwrap() = None;
+    assert_eq!(answer(by(&first)).await.0, 200);
+    let server = server.restarted().await;
+    let fresh = by_assertion(&server, &first.assertion(client, client, &json!({})), &[]);
+    assert_oauth_error(fresh, 503, "temporarily_unavailable").await;
 }
 
 /// RFC 7523 §3, over the wire; each rule by itself is tested beside the code.

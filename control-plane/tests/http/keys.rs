@@ -33,9 +33,13 @@ pub(crate) struct SigningKey {
 
 impl SigningKey {
     pub(crate) fn new() -> Self {
+        Self::named("k1")
+    }
+
+    pub(crate) fn named(kid: &str) -> Self {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
         let spki = pair.public_key().as_der().unwrap().as_ref().to_vec();
-        let full = atm_core::jwk::jwk_from_spki("k1", Algorithm::ES256, &spki).unwrap();
+        let full = atm_core::jwk::jwk_from_spki(kid, Algorithm::ES256, &spki).unwrap();
         Self { pair, jwk: full }
     }
 
@@ -65,7 +69,7 @@ impl SigningKey {
                 value => claims[name] = value.clone(),
             }
         }
-        self.sign(&json!({ "alg": "ES256", "kid": "k1", "typ": "JWT" }), &claims)
+        self.sign(&json!({ "alg": "ES256", "kid": self.jwk["kid"], "typ": "JWT" }), &claims)
     }
 
     /// A good proof for the token endpoint.

@@ -83,6 +83,7 @@ async fn the_initial_access_token_is_asked_for_and_the_metadata_is_checked() {
         json!({ "token_endpoint_auth_method": "private_key_jwt" }),
         json!({ "token_endpoint_auth_method": "none" }),
         json!({ "jwks_uri": "https://client.example/jwks" }),
+        json!({ "token_endpoint_auth_method": "private_key_jwt", "jwks_uri": "ftp://client.example/jwks" }),
         json!({ "client_name": 1 }),
     ] {
         refused(register(&server, TOKEN, &wrong), 400, "invalid_client_metadata").await;

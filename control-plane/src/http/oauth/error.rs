@@ -175,6 +175,10 @@ impl From<AuthenticationError> for OAuthError {
             AuthenticationError::Assertion(_) | AuthenticationError::Replayed => {
                 Self::new(Code::InvalidClient, error.to_string())
             }
+            AuthenticationError::Keys(error) => {
+                let description = format!("{error}; try again");
+                Self { description, ..Self::new(Code::TemporarilyUnavailable, "") }
+            }
             AuthenticationError::Store(error) => Self::unavailable(&error),
         }
     }
