@@ -39,6 +39,9 @@ async fn it_ends_by_itself_by_its_client_and_by_its_session() {
     assert_eq!(answer(server.post("/oauth2/revoke", &client, &[("token", &token)])).await.0, 200);
     assert_eq!(server.introspect(&client, &token).await, json!({ "active": false }));
     let token = server.token(&client).await;
+    server.revoke(json!({ "token": token })).await;
+    assert!(!server.is_active(&client, &token).await, "by an operator");
+    let token = server.token(&client).await;
     server.revoke(json!({ "selector": { "client": client.id } })).await;
     assert!(!server.is_active(&client, &token).await);
     let body = json!({ "subject": "alice", "client_id": client.id });

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use atm_core::opaque::{self, OpaqueKind};
+use atm_core::token::AuthenticToken;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -78,7 +80,7 @@ pub(super) async fn revoke(
 ) -> Result<Json<Response>, Problem> {
     let (share, limit) = wait(request.wait.as_ref())?;
     let reason = request.reason.clone();
-    let selectors = selectors(&services, request)?;
+    let selectors = selectors(&services, request).await?;
     let revoked = services.revocations.revoke(&selectors, ACTOR, reason.as_deref()).await?;
     services.metrics.revoked(revoked.revoked);
     tracing::info!(revision = revoked.revision, revoked = revoked.revoked, actor = ACTOR, "revoked");
@@ -109,22 +111,33 @@ fn wait(wait: Option<&Wait>) -> Result<(f64, Duration), Problem> {
     Ok((wait.share, Duration::from_millis(wait.timeout_ms)))
 }
 
-fn selectors(services: &Services, request: Request) -> Result<Vec<Selector>, Problem> {
+async fn selectors(services: &Services, request: Request) -> Result<Vec<Selector>, Problem> {
     match (request.selector, request.tokens, request.token) {
         (Some(selector), None, None) => Ok(vec![selector]),
         (None, Some(tokens), None) => Ok(tokens.into_iter().map(Selector::from).collect()),
         (None, None, Some(token)) => {
-            let token = presented::signed(services, &token).map_err(|reason| {
-                let what = reason.description();
-                Problem::field("token", format!("{what} Revoke tokens of other issuers by selector.token"))
-            })?;
-            let selector = presented::selector(&token);
+            let selector = presented::selector(&presented_token(services, &token).await?);
             Ok(vec![
                 selector
                     .ok_or_else(|| Problem::field("token", "has no jti; revoke it by another selector"))?,
             ])
         }
         _ => Err(Problem::field("selector", "give exactly one of selector, tokens and token")),
+    }
+}
+
+/// The access token that a caller presents, as a JWT or opaque.
+async fn presented_token(services: &Services, token: &str) -> Result<AuthenticToken, Problem> {
+    match opaque::prefix_kind(token) {
+        Some(OpaqueKind::ApiKey) => Err(Problem::field("token", "is an API key; revoke it by its id")),
+        Some(OpaqueKind::AccessToken) => {
+            let unknown = || Problem::field("token", "is no opaque token of ours, or has been over for a while");
+            services.introspection.credential(token).await?.ok_or_else(unknown)
+        }
+        None => presented::signed(services, token).map_err(|reason| {
+            let what = reason.description();
+            Problem::field("token", format!("{what} Revoke tokens of other issuers by selector.token"))
+        }),
     }
 }
 
