@@ -102,7 +102,16 @@ impl Authenticator {
         key_sets: KeySets,
     ) -> Self {
         let known = Arc::new(Cache::new(KNOWN_CLIENTS));
-        Self { store, clock, hasher, realm: realm.into(), issuer: issuer.into(), authorities, key_sets, known }
+        Self {
+            store,
+            clock,
+            hasher,
+            realm: realm.into(),
+            issuer: issuer.into(),
+            authorities,
+            key_sets,
+            known,
+        }
     }
 
     /// The client, if it is active and shows that it is itself, as it is registered to do. Take [`IssueClock::issue`] before.

@@ -144,12 +144,10 @@ async fn a_refresh_token_that_is_used_again_ends_its_session_at_the_sidecar() {
 async fn a_token_that_was_exchanged_ends_with_the_one_that_it_came_from() {
     let mesh = Mesh::start().await;
     let app = mesh.register(json!({})).await;
-    let gateway = mesh
-        .register(json!({ "grant_types": [EXCHANGE], "exchange": { "impersonation": true } }))
-        .await;
+    let gateway =
+        mesh.register(json!({ "grant_types": [EXCHANGE], "exchange": { "impersonation": true } })).await;
     let exchange = async |token: &str| {
-        let form =
-            [("grant_type", EXCHANGE), ("subject_token", token), ("subject_token_type", ACCESS_TOKEN)];
+        let form = [("grant_type", EXCHANGE), ("subject_token", token), ("subject_token_type", ACCESS_TOKEN)];
         text(&mesh.grant(&gateway, &form).await, "access_token")
     };
     let (parent, other) = (mesh.token(&app).await, mesh.token(&app).await);
@@ -170,7 +168,8 @@ async fn a_token_that_was_exchanged_ends_with_the_one_that_it_came_from() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_opaque_token_is_asked_about_once_and_refused_when_it_is_revoked() {
     let mut mesh = Mesh::start().await;
-    let members = json!({ "grant_types": ["client_credentials", "refresh_token"], "access_token_format": "opaque" });
+    let members =
+        json!({ "grant_types": ["client_credentials", "refresh_token"], "access_token_format": "opaque" });
     let app = mesh.register(members).await;
     let (revoked, kept) = (mesh.token(&app).await, mesh.token(&app).await);
     let opened = mesh.open(&app, "alice").await;

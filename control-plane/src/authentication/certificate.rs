@@ -100,7 +100,9 @@ fn is_address(octets: &[u8], expected: IpAddr) -> bool {
 
 /// Whether two addresses are one mailbox: the host in any case, the rest exactly (RFC 5280 §7.5).
 fn is_mailbox(name: &str, expected: &str) -> bool {
-    let (Some(name), Some(expected)) = (name.rsplit_once('@'), expected.rsplit_once('@')) else { return false };
+    let (Some(name), Some(expected)) = (name.rsplit_once('@'), expected.rsplit_once('@')) else {
+        return false;
+    };
     name.0 == expected.0 && name.1.eq_ignore_ascii_case(expected.1)
 }
 

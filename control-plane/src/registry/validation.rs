@@ -160,11 +160,17 @@ fn credentials(errors: &mut Vec<FieldError>, client: &ClientConfiguration) {
         errors.push(error("tls_client_auth_subject_dn", message));
     }
     if client.tls_client_auth_san_ip.as_ref().is_some_and(|ip| ip.parse::<IpAddr>().is_err()) {
-        errors.push(error("tls_client_auth_san_ip", "must be an IPv4 or IPv6 address, as in 192.0.2.7 or 2001:db8::7"));
+        errors.push(error(
+            "tls_client_auth_san_ip",
+            "must be an IPv4 or IPv6 address, as in 192.0.2.7 or 2001:db8::7",
+        ));
     }
     let email = client.tls_client_auth_san_email.as_deref();
-    if email.is_some_and(|email| email.rsplit_once('@').is_none_or(|(user, host)| user.is_empty() || host.is_empty())) {
-        errors.push(error("tls_client_auth_san_email", "must be an e-mail address, as in client@example.com"));
+    if email.is_some_and(|email| {
+        email.rsplit_once('@').is_none_or(|(user, host)| user.is_empty() || host.is_empty())
+    }) {
+        errors
+            .push(error("tls_client_auth_san_email", "must be an e-mail address, as in client@example.com"));
     }
     if let Some(uri) = client.jwks_uri.as_deref() {
         key_set_uri(errors, uri, client);
@@ -185,7 +191,10 @@ fn key_set_uri(errors: &mut Vec<FieldError>, uri: &str, client: &ClientConfigura
         matches!(url.scheme(), "https" | "http") && url.username().is_empty() && url.password().is_none()
     });
     if !is_url || uri.len() > 1_024 {
-        errors.push(error("jwks_uri", "must be an https URL of at most 1024 bytes (http with clientKeys.allowPrivateAddresses)"));
+        errors.push(error(
+            "jwks_uri",
+            "must be an https URL of at most 1024 bytes (http with clientKeys.allowPrivateAddresses)",
+        ));
     }
 }
 
@@ -318,7 +327,10 @@ mod tests {
             ),
             (json!({"jwks": {"keys": []}}), "jwks"),
             (json!({"jwks_uri": "https://client.example/keys"}), "jwks_uri"),
-            (json!({"token_endpoint_auth_method": "private_key_jwt", "jwks_uri": "file:///etc/passwd"}), "jwks_uri"),
+            (
+                json!({"token_endpoint_auth_method": "private_key_jwt", "jwks_uri": "file:///etc/passwd"}),
+                "jwks_uri",
+            ),
             (
                 json!({"token_endpoint_auth_method": "private_key_jwt", "jwks_uri": "https://a.example",
                        "jwks": {"keys": []}}),

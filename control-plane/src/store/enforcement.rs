@@ -114,9 +114,8 @@ pub(crate) async fn is_revoked(
     for (kind, _) in scopes {
         let covers = if *kind == IdKind::Key { "" } else { " AND not_after >= $1" };
         let kind = *kind as i64;
-        conditions.push(format!(
-            "EXISTS (SELECT 1 FROM watermarks WHERE kind = {kind} AND id = ${next}{covers})"
-        ));
+        conditions
+            .push(format!("EXISTS (SELECT 1 FROM watermarks WHERE kind = {kind} AND id = ${next}{covers})"));
         next += 1;
     }
     let sql = format!("SELECT 1 WHERE {}", conditions.join(" OR "));

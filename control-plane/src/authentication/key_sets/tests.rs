@@ -99,7 +99,11 @@ async fn a_new_key_is_looked_for_and_an_outage_keeps_the_last_good_set() {
         assert_eq!(kids(&sets.keys(&publisher.uri, Some("three"), true).await.unwrap()), ["one", "two"]);
     }
     publisher.publish(&["three"]);
-    assert_eq!(kids(&sets.keys(&publisher.uri, Some("three"), true).await.unwrap()), ["three"], "and no other");
+    assert_eq!(
+        kids(&sets.keys(&publisher.uri, Some("three"), true).await.unwrap()),
+        ["three"],
+        "and no other"
+    );
 }
 
 #[tokio::test]

@@ -131,7 +131,8 @@ async fn presented_token(services: &Services, token: &str) -> Result<AuthenticTo
     match opaque::prefix_kind(token) {
         Some(OpaqueKind::ApiKey) => Err(Problem::field("token", "is an API key; revoke it by its id")),
         Some(OpaqueKind::AccessToken) => {
-            let unknown = || Problem::field("token", "is no opaque token of ours, or has been over for a while");
+            let unknown =
+                || Problem::field("token", "is no opaque token of ours, or has been over for a while");
             services.introspection.credential(token).await?.ok_or_else(unknown)
         }
         None => presented::signed(services, token).map_err(|reason| {

@@ -108,9 +108,7 @@ async fn tokens_are_found_in_their_bucket_or_the_unknown_one(place: Place) {
     add(&store, 5, &[id(1), id(2)]).await;
     add(&store, 5, &[id(2), id(3)]).await;
     add(&store, 0, &[id(9)]).await;
-    let found = async |bucket, number| {
-        is_token_revoked(&store, bucket, id(number)).await
-    };
+    let found = async |bucket, number| is_token_revoked(&store, bucket, id(number)).await;
     assert!(found(5, 3).await && found(6, 9).await);
     assert!(!found(6, 3).await && !found(5, 4).await);
     let mut transaction = store.begin().await.unwrap();
