@@ -181,7 +181,14 @@ fn ancestors(request: &Exchange<'_>) -> Result<(Vec<Ancestor>, i64), ExchangeErr
     let mut latest_expiry = i64::MAX;
     for claims in [Some(request.subject), request.actor].into_iter().flatten().map(|token| &token.claims) {
         latest_expiry = latest_expiry.min(claims.expires_at);
-        let own = claims.jti.clone().map(|jti| Ancestor { jti, expires_at: claims.expires_at });
+        let own = claims.jti.clone().map(|jti| Ancestor {
+            // The realm's own, as that of the token to be issued.
+            issuer: None,
+            session: claims.session.clone(),
+            client_id: claims.client_id.clone(),
+            jti,
+            expires_at: claims.expires_at,
+        });
         for ancestor in claims.ancestors.iter().cloned().chain(own) {
             if !ancestors.contains(&ancestor) {
                 ancestors.push(ancestor);

@@ -196,8 +196,7 @@ impl Serialize for AccessClaims<'_> {
             claims.serialize_entry("act", actor)?;
         }
         if !token.ancestors.is_empty() {
-            let ancestor = |ancestor: &Ancestor| json!({"jti": ancestor.jti, "exp": ancestor.expires_at});
-            let ancestors: Vec<Value> = token.ancestors.iter().map(ancestor).collect();
+            let ancestors: Vec<Value> = token.ancestors.iter().map(described).collect();
             claims.serialize_entry(ANCESTORS, &ancestors)?;
         }
         for (name, value) in &self.further {
@@ -205,6 +204,19 @@ impl Serialize for AccessClaims<'_> {
         }
         claims.end()
     }
+}
+
+/// An entry of [`ANCESTORS`].
+fn described(ancestor: &Ancestor) -> Value {
+    let mut entry = json!({"jti": ancestor.jti, "exp": ancestor.expires_at});
+    let optional =
+        [("iss", &ancestor.issuer), ("sid", &ancestor.session), ("client_id", &ancestor.client_id)];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            entry[name] = value.as_str().into();
+        }
+    }
+    entry
 }
 
 impl Issuance {
@@ -390,11 +402,17 @@ mod tests {
         token.session = Some("s");
         token.possession = &bound;
         token.actor = Some(json!({"sub": "robot"}));
-        token.ancestors = vec![Ancestor { jti: "p".into(), expires_at: 1_700_000_070 }];
+        token.ancestors = vec![Ancestor {
+            issuer: None,
+            session: Some("q".into()),
+            client_id: None,
+            jti: "p".into(),
+            expires_at: 1_700_000_070,
+        }];
         expected["sid"] = "s".into();
         expected["cnf"] = json!({"jkt": "k"});
         expected["act"] = json!({"sub": "robot"});
-        expected["atm_ancestors"] = json!([{"jti": "p", "exp": 1_700_000_070}]);
+        expected["atm_ancestors"] = json!([{"jti": "p", "exp": 1_700_000_070, "sid": "q"}]);
         assert_eq!(written(&token), expected);
         // What a sidecar reads of it.
         let read =

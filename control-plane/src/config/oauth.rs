@@ -76,7 +76,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> OAuthConfig {
     let client_keys_ca_file = reader.optional("clientKeys.caFile", path);
     let trusted_proxy = trusted_proxy(reader);
     let dpop_nonce = reader.optional("dpop.nonce", boolean).unwrap_or(true);
-    let mut seconds = |key: &str, range, default: u64| {
+    let seconds = |key: &str, range, default: u64| {
         Duration::from_secs(reader.optional(key, |text| number(text, range)).unwrap_or(default))
     };
     let sessions = SessionSettings {
@@ -84,7 +84,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> OAuthConfig {
         lifetime: seconds("sessions.lifetimeSeconds", 1..=LONGEST_SESSION, 90 * 86_400),
         grace: seconds("sessions.refreshGraceSeconds", 0..=600, 30),
     };
-    let mut count = |key: &str, default: u32| {
+    let count = |key: &str, default: u32| {
         let count = reader.optional(key, |text| number(text, 1..=1_000_000));
         count.and_then(|count| u32::try_from(count).ok()).unwrap_or(default)
     };

@@ -90,7 +90,14 @@ impl Asked<'_> {
 fn impersonation_keeps_the_subject_and_names_its_parent() {
     let got = Asked::new().exchange().unwrap();
     assert_eq!((got.subject.as_str(), got.session.as_deref(), got.actor), ("alice", Some("session-1"), None));
-    assert_eq!(got.ancestors, [Ancestor { jti: "subject-1".into(), expires_at: 2_000 }]);
+    let parent = Ancestor {
+        issuer: None,
+        session: Some("session-1".into()),
+        client_id: Some("app".into()),
+        jti: "subject-1".into(),
+        expires_at: 2_000,
+    };
+    assert_eq!(got.ancestors, [parent]);
     assert_eq!(got.latest_expiry, 2_000);
     assert_eq!((got.scope.as_deref(), got.audience), (Some("read write"), owned(&["orders", "bills"])));
 }

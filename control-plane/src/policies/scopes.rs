@@ -47,10 +47,10 @@ async fn known(store: &Store) -> Result<Option<(BTreeSet<String>, BTreeSet<Strin
     let (mut scopes, mut issuers, mut count) = (BTreeSet::new(), BTreeSet::new(), 0);
     let mut after = String::new();
     loop {
-        let page = clients::list(store, &after, PAGE).await?;
-        let Some(last) = page.last() else { break };
-        (after, count) = (last.client_id.clone(), count + page.len());
-        scopes.extend(page.into_iter().flat_map(|client| client.scopes));
+        let page = clients::of_all_realms(store, &after, PAGE).await?;
+        let Some((last, _)) = page.last() else { break };
+        (after, count) = (last.clone(), count + page.len());
+        scopes.extend(page.into_iter().flat_map(|(_, client)| client.configuration.scopes));
         if count > MAX_LOOKED_AT {
             return Ok(None);
         }

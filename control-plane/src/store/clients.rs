@@ -85,6 +85,26 @@ pub(crate) async fn list(
     .collect()
 }
 
+/// Clients of all realms, those whose keys are after `after`, at most `limit`; each with its key.
+pub(crate) async fn of_all_realms(
+    store: &Store,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<(String, Client)>, StoreError> {
+    query(
+        "SELECT client_id, configuration, secret_hash, previous_secret_hash, previous_secret_expires_at, status, \
+         created_at, updated_at, name, scopes, audiences, access_token_lifetime_s FROM clients \
+         WHERE client_id > $1 ORDER BY client_id LIMIT $2",
+    )
+    .bind(after)
+    .bind(limit)
+    .fetch_all(store)
+    .await?
+    .iter()
+    .map(|row| Ok((row.get("client_id")?, client_from(row)?.0)))
+    .collect()
+}
+
 /// The client, locked until the transaction ends.
 pub(crate) async fn locked(
     transaction: &mut Transaction,
