@@ -368,7 +368,8 @@ mod tests {
     fn claims_are_those_of_rfc_9068_and_no_more_than_apply() {
         let client = client(ClientConfiguration::default());
         let audience = ["api".to_owned()];
-        let bound = Possession { jkt: Some("k".into()), x5t_s256: None };
+        let jkt = atm_core::base64url::encode(&[7; 32]);
+        let bound = Possession { jkt: Some(jkt.clone()), x5t_s256: None };
         let mut token = AccessToken {
             client: &client,
             subject: "alice",
@@ -410,7 +411,7 @@ mod tests {
             expires_at: 1_700_000_070,
         }];
         expected["sid"] = "s".into();
-        expected["cnf"] = json!({"jkt": "k"});
+        expected["cnf"] = json!({"jkt": jkt});
         expected["act"] = json!({"sub": "robot"});
         expected["atm_ancestors"] = json!([{"jti": "p", "exp": 1_700_000_070, "sid": "q"}]);
         assert_eq!(written(&token), expected);

@@ -9,6 +9,7 @@ from authlib.integrations.httpx_client import OAuth2Client
 from authlib.jose import JsonWebKey, jwt
 from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from authlib.oauth2.rfc8414 import AuthorizationServerMetadata
+from joserfc.jwk import ECKey
 
 ISSUER = os.environ["ATM_ISSUER"]
 ADMIN = httpx.Client(
@@ -77,7 +78,8 @@ class ClientCredentials(unittest.TestCase):
         key = JsonWebKey.generate_key("EC", "P-256", {"kid": "k1"}, is_private=True)
         client = register(token_endpoint_auth_method="private_key_jwt",
                           jwks={"keys": [json.loads(key.as_json(is_private=False))]})
-        with OAuth2Client(client["client_id"], key, token_endpoint_auth_method="private_key_jwt") as oauth:
+        signing = ECKey.import_key(json.loads(key.as_json(is_private=True)))
+        with OAuth2Client(client["client_id"], signing, token_endpoint_auth_method="private_key_jwt") as oauth:
             # The audience of an assertion is the issuer, whatever endpoint it is sent to.
             oauth.register_client_auth_method(PrivateKeyJWT(ISSUER, alg="ES256", headers={"kid": "k1"}))
             for _ in range(2):

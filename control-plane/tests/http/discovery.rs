@@ -14,7 +14,13 @@ async fn metadata_names_the_issuer_as_it_is_and_nothing_empty() {
         assert_eq!(document["introspection_endpoint"], format!("{ISSUER}/oauth2/introspect"));
         assert_eq!(document["revocation_endpoint"], format!("{ISSUER}/oauth2/revoke"));
         assert_eq!(document["jwks_uri"], format!("{ISSUER}/oauth2/jwks"));
-        assert_eq!(document["grant_types_supported"], serde_json::json!(["client_credentials"]));
+        let grants = [
+            "client_credentials",
+            "refresh_token",
+            "urn:ietf:params:oauth:grant-type:token-exchange",
+            "urn:ietf:params:oauth:grant-type:jwt-bearer",
+        ];
+        assert_eq!(document["grant_types_supported"], serde_json::json!(grants));
         for (name, value) in document.as_object().unwrap() {
             assert!(!value.is_null() && value.as_array().is_none_or(|array| !array.is_empty()), "{name}");
         }
