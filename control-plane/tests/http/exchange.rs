@@ -48,7 +48,10 @@ async fn a_token_is_exchanged_for_a_narrower_one_that_ends_with_it() {
     assert!(body.get("refresh_token").is_none());
     let (parent, child) = (part(&token, 1), part(access(&body), 1));
     assert_eq!((&child["sub"], child["client_id"].as_str()), (&parent["sub"], Some(&*gateway.id)));
-    assert_eq!(child["atm_ancestors"], json!([{ "jti": parent["jti"], "exp": parent["exp"], "client_id": app.id }]));
+    assert_eq!(
+        child["atm_ancestors"],
+        json!([{ "jti": parent["jti"], "exp": parent["exp"], "client_id": app.id }])
+    );
     assert!(child["exp"].as_i64() <= parent["exp"].as_i64());
     // A child of the child ends with its grandparent, too.
     let grandchild = exchanged(&server, &gateway, access(&body), &[]).await;
