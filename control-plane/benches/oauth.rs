@@ -131,7 +131,7 @@ where
     }
     running.join_all().await;
     let done = u32::try_from(requests / CONCURRENCY * CONCURRENCY).unwrap();
-    let (cpu, elapsed) = ((server.cpu() - cpu) / done, started.elapsed());
+    let (cpu, elapsed) = (server.cpu().saturating_sub(cpu) / done, started.elapsed());
     println!(
         "{name:<44} {:>7.1} µs CPU  {:>5.1} × a signature  {:>6.0} /s",
         cpu.as_secs_f64() * 1e6,
@@ -205,7 +205,7 @@ async fn engine(name: &str, server: Server, requests: usize) {
 
 #[tokio::main]
 async fn main() {
-    let requests = std::env::args().filter_map(|argument| argument.parse().ok()).next().unwrap_or(20_000);
+    let requests = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(20_000);
     let dir = tempfile::tempdir().unwrap();
     let store = format!("{{ path: {} }}", Path::new(dir.path()).join("atm.db").display());
     engine("embedded store", Server::start(&store, dir), requests).await;
