@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 const ADMIN_TOKEN: &str = "admin-token-of-the-client-suites";
 /// How long the program may take to start.
-const START_BOUND: Duration = Duration::from_secs(60);
+const START_BOUND: Duration = Duration::from_mins(1);
 
 /// The program, ended when dropped.
 struct Program {
