@@ -194,6 +194,7 @@ fn judge(
         client.clone(),
         DecisionLogSettings {
             permit_sample: config.decision_log.permit_sample,
+            shadow_sample: config.decision_log.shadow_sample,
             stdout: config.decision_log.stdout,
             subject: config.decision_log.audit.then(|| subjects.audit()),
         },

@@ -123,6 +123,8 @@ pub struct DecisionLogConfig {
     pub audit: bool,
     /// `permitSample`: of so many permits one is recorded, 0 for none; 100.
     pub permit_sample: u64,
+    /// `shadowSample`: of so many differences to a shadow policy one is recorded, 0 for none; 10.
+    pub shadow_sample: u64,
 }
 
 /// When knowledge is called old.
@@ -308,6 +310,7 @@ fn decision_log(section: &Section<'_>) -> DecisionLogConfig {
         stdout: section.boolean("stdout", true),
         audit: section.boolean("audit", true),
         permit_sample: section.number("permitSample", 100, 0..=1_000_000_000),
+        shadow_sample: section.number("shadowSample", 10, 0..=1_000_000_000),
     }
 }
 

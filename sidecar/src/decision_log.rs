@@ -26,6 +26,8 @@ const MAX_TEXT_BYTES: usize = 1_024;
 pub struct DecisionLogSettings {
     /// Of so many permits one is recorded; 0 records none.
     pub permit_sample: u64,
+    /// Of so many differences to a shadow policy one is recorded; 0 records none.
+    pub shadow_sample: u64,
     /// Whether records go to standard output.
     pub stdout: bool,
     /// The subject that records go to, if any.
@@ -41,6 +43,7 @@ struct Shared {
     sender: mpsc::Sender<Value>,
     settings: DecisionLogSettings,
     permits: AtomicU64,
+    differences: AtomicU64,
     recorded: AtomicU64,
     dropped: AtomicU64,
     unsent: Arc<AtomicU64>,
@@ -79,6 +82,7 @@ pub fn start(
     let shared = Arc::new(Shared {
         sender,
         permits: AtomicU64::new(0),
+        differences: AtomicU64::new(0),
         recorded: AtomicU64::new(0),
         dropped: AtomicU64::new(0),
         unsent: Arc::clone(&unsent),
@@ -123,11 +127,9 @@ async fn write(
 impl DecisionLog {
     /// Records a decision: every denial, and of the permits one in so many.
     pub fn record(&self, request: &Request<'_>, decision: &Decision, took: Duration, by: DecidedBy) {
-        if matches!(decision, Decision::Permit(_)) {
-            let sample = self.0.settings.permit_sample;
-            if sample == 0 || !self.0.permits.fetch_add(1, Ordering::Relaxed).is_multiple_of(sample) {
-                return;
-            }
+        if matches!(decision, Decision::Permit(_)) && !sampled(&self.0.permits, self.0.settings.permit_sample)
+        {
+            return;
         }
         self.send(|| {
             let mut record = describe(request, decision, by);
@@ -137,7 +139,8 @@ impl DecisionLog {
         });
     }
 
-    /// Records that a shadow policy would have decided otherwise.
+    /// Records that a shadow policy would have decided otherwise, one time in so many: a shadow policy that differs everywhere must
+    /// not push denials out of the queue.
     pub fn record_shadow(
         &self,
         request: &Request<'_>,
@@ -145,6 +148,9 @@ impl DecisionLog {
         shadow: &Decision,
         by: DecidedBy,
     ) {
+        if !sampled(&self.0.differences, self.0.settings.shadow_sample) {
+            return;
+        }
         self.send(|| {
             let mut record = describe(request, shadow, by);
             record.insert("event".into(), "shadow".into());
@@ -176,6 +182,11 @@ impl DecisionLog {
             unsent: self.0.unsent.load(Ordering::Relaxed),
         }
     }
+}
+
+/// Whether this one is recorded: the first, and then one in `sample`.
+fn sampled(seen: &AtomicU64, sample: u64) -> bool {
+    sample != 0 && seen.fetch_add(1, Ordering::Relaxed).is_multiple_of(sample)
 }
 
 /// What a record says: enough to decide the request again by its rule and scopes, nothing that could be used as a credential.

@@ -28,17 +28,7 @@ mod wire;
 
 /// Judges requests from the newest published state. Shared by all listeners and threads.
 #[derive(Debug)]
-pub struct Judge {
-    reader: StateReader,
-    memory: Arc<Memory>,
-    introspector: Introspector,
-    metrics: DecisionMetrics,
-    log: DecisionLog,
-    tracing: Option<Tracing>,
-    freshness: FreshnessSettings,
-    /// Whether the header `x-forwarded-client-cert` is believed.
-    trust_forwarded_certificate: bool,
-}
+pub struct Judge(JudgeParts);
 
 /// What a judge is made of.
 #[derive(Debug)]
@@ -64,70 +54,52 @@ pub struct JudgeParts {
 impl Judge {
     /// A judge.
     pub fn new(parts: JudgeParts) -> Arc<Self> {
-        let JudgeParts {
-            reader,
-            memory,
-            introspector,
-            metrics,
-            log,
-            tracing,
-            freshness,
-            trust_forwarded_certificate,
-        } = parts;
-        Arc::new(Self {
-            reader,
-            memory,
-            introspector,
-            metrics,
-            log,
-            tracing,
-            freshness,
-            trust_forwarded_certificate,
-        })
+        Arc::new(Self(parts))
     }
 
     /// What is remembered, for metrics.
     pub fn memory(&self) -> &Memory {
-        &self.memory
+        &self.0.memory
     }
 
     /// What is counted of decisions, for `/state`.
     pub fn metrics(&self) -> &DecisionMetrics {
-        &self.metrics
+        &self.0.metrics
     }
 
     /// Who asks about opaque credentials, for metrics.
     pub fn introspector(&self) -> &Introspector {
-        &self.introspector
+        &self.0.introspector
     }
 
     /// What is written down, for metrics.
     pub fn log(&self) -> &DecisionLog {
-        &self.log
+        &self.0.log
     }
 
     /// Where spans go, for metrics.
     pub fn tracing(&self) -> Option<&Tracing> {
-        self.tracing.as_ref()
+        self.0.tracing.as_ref()
     }
 
     pub(crate) fn trusts_forwarded_certificate(&self) -> bool {
-        self.trust_forwarded_certificate
+        self.0.trust_forwarded_certificate
     }
 
     /// The decision on `request`. Always one: a fault of ours ends as a refusal with 503, never as an allow.
     pub async fn judge(&self, request: &Request<'_>) -> Decision {
         let begun = Instant::now();
         let mut span = self
+            .0
             .tracing
             .as_ref()
             .and_then(|tracing| tracing.begin("atm.check", Kind::Server, traceparent(request)));
-        let decision = if self.reader.ready() {
-            match self.verdict(&*self.memory, request) {
+        let decision = if self.0.reader.ready() {
+            match self.verdict(&*self.0.memory, request) {
                 Verdict::Decided(decision) => decision,
                 Verdict::Introspect(digest) => {
                     let answer = self.ask(digest, request, span.as_ref()).await;
-                    let answered = Answered { memory: &self.memory, digest, answer };
+                    let answered = Answered { memory: &self.0.memory, digest, answer };
                     // An answer that is out of date already was overtaken by a change; the next request asks anew.
                     self.verdict(&answered, request).or(Reason::IntrospectionUnavailable)
                 }
@@ -136,10 +108,10 @@ impl Judge {
             Decision::Denial(Denial::new(Reason::NotReady))
         };
         let took = begun.elapsed();
-        self.metrics.observe(&decision, took);
+        self.0.metrics.observe(&decision, took);
         let by = self.decided_by(span.as_ref());
         self.compare_shadow(request, &decision, by);
-        self.log.record(request, &decision, took, by);
+        self.0.log.record(request, &decision, took, by);
         if let Some(span) = &mut span {
             describe(span, &decision);
         }
@@ -151,8 +123,8 @@ impl Judge {
         let mut asking = span.and_then(|span| span.child("atm.introspection", Kind::Client));
         let parent = asking.as_ref().map(ActiveSpan::traceparent).or_else(|| traceparent(request));
         let begun = Instant::now();
-        let known = self.introspector.ask(digest, parent).await;
-        self.metrics.observe_introspection(begun.elapsed());
+        let known = self.0.introspector.ask(digest, parent).await;
+        self.0.metrics.observe_introspection(begun.elapsed());
         if let Some(asking) = &mut asking {
             let outcome = match &known {
                 Known::Active(..) => "active",
@@ -169,7 +141,7 @@ impl Judge {
     }
 
     fn decided_by(&self, span: Option<&ActiveSpan>) -> DecidedBy {
-        let state = self.reader.borrow();
+        let state = self.0.reader.borrow();
         DecidedBy {
             revision: state.position.revision,
             policy_version: state.policy_version,
@@ -178,8 +150,8 @@ impl Judge {
     }
 
     fn now(&self) -> Now {
-        let FreshnessSettings { degraded_after_ms, stale_after_ms } = self.freshness;
-        let age = self.reader.feed_age_ms();
+        let FreshnessSettings { degraded_after_ms, stale_after_ms } = self.0.freshness;
+        let age = self.0.reader.feed_age_ms();
         let freshness = Freshness::with_thresholds(age, degraded_after_ms, stale_after_ms);
         Now { wall: crate::feed::now(), freshness, feed_age_ms: age }
     }
@@ -187,7 +159,7 @@ impl Judge {
     fn verdict(&self, memory: &impl decision::Memory, request: &Request<'_>) -> Verdict {
         // A panic must not become a transport error, which Envoy may be told to let through (failure_mode_allow).
         catch_unwind(AssertUnwindSafe(|| {
-            let state = self.reader.borrow();
+            let state = self.0.reader.borrow();
             decide(&state.view, memory, request, self.now())
         }))
         .unwrap_or_else(|_| {
@@ -198,16 +170,17 @@ impl Judge {
 
     /// Counts and samples where policies in shadow mode would have decided otherwise.
     fn compare_shadow(&self, request: &Request<'_>, decision: &Decision, by: DecidedBy) {
-        let state = self.reader.borrow();
+        let state = self.0.reader.borrow();
         if !state.view.policies.has_shadow() {
             return;
         }
-        let shadow =
-            catch_unwind(AssertUnwindSafe(|| decide_shadow(&state.view, &*self.memory, request, self.now())));
+        let shadow = catch_unwind(AssertUnwindSafe(|| {
+            decide_shadow(&state.view, &*self.0.memory, request, self.now())
+        }));
         if let Ok(Some(shadow)) = shadow {
-            let differs = self.metrics.observe_shadow(decision, &shadow);
+            let differs = self.0.metrics.observe_shadow(decision, &shadow);
             if differs {
-                self.log.record_shadow(request, decision, &shadow, by);
+                self.0.log.record_shadow(request, decision, &shadow, by);
             }
         }
     }
@@ -215,16 +188,16 @@ impl Judge {
     /// The decision that a request like this would get now, with every step. Nothing is counted, asked or noted.
     pub fn explain(&self, request: &Request<'_>) -> (Decision, Vec<(Step, bool, String)>) {
         let mut steps = Vec::new();
-        let state = self.reader.borrow();
-        let verdict = decide_traced(&state.view, &Unnoted(&self.memory), request, self.now(), &mut steps);
+        let state = self.0.reader.borrow();
+        let verdict = decide_traced(&state.view, &Unnoted(&self.0.memory), request, self.now(), &mut steps);
         (verdict.or(Reason::IntrospectionUnavailable), steps)
     }
 
     /// The decision on what could not even be read as a request.
     pub fn unreadable(&self) -> Decision {
         let decision = Decision::Denial(Denial::new(Reason::MalformedRequest));
-        self.metrics.observe(&decision, Duration::ZERO);
-        self.log.record(&Request::default(), &decision, Duration::ZERO, self.decided_by(None));
+        self.0.metrics.observe(&decision, Duration::ZERO);
+        self.0.log.record(&Request::default(), &decision, Duration::ZERO, self.decided_by(None));
         decision
     }
 }

@@ -14,6 +14,7 @@ pub struct Envoy {
     process: Process,
     _directory: TempDir,
     address: String,
+    admin: String,
 }
 
 impl Envoy {
@@ -50,7 +51,7 @@ impl Envoy {
         })
         .await;
         let address = wait::until("Envoy to listen", wait::USUAL, || listener_address(&admin)).await;
-        Self { process, _directory: directory, address }
+        Self { process, _directory: directory, address, admin }
     }
 
     /// The operating system's process id.
@@ -61,6 +62,16 @@ impl Envoy {
     /// `host:port` of its listener.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// A counter of its HTTP connection manager's filters, such as `ext_authz.denied`; 0 where it has none of that name.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let stats =
+            http::get(&self.admin, "/stats?type=Counters").await.expect("Envoy's admin answers").text();
+        let wanted = format!("http.ingress.{name}");
+        let mut counters = stats.lines().filter_map(|line| line.split_once(": "));
+        let found = counters.find(|(found, _)| *found == wanted);
+        found.map_or(0, |(_, value)| value.parse().expect("a number"))
     }
 }
 

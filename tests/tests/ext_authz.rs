@@ -7,8 +7,10 @@ mod ext_authz {
     pub(crate) mod certificates;
     pub(crate) mod fixture;
     pub(crate) mod metrics;
+    pub(crate) mod replay;
     pub(crate) mod streams;
     pub(crate) mod traces;
+    pub(crate) mod unconfirmed;
 }
 
 use atm_tests::envoy::{self, Envoy};
@@ -268,6 +270,28 @@ async fn pitfall_10_a_cluster_of_any_name_asks_with_the_authority_that_is_shippe
     for setting in ["envoy_grpc:", "authority: atm-sidecar", "allowed_headers:"] {
         assert!(shipped.contains(setting), "the shipped configuration lacks {setting}");
     }
+}
+
+/// `error_response` is for an authorization server that failed: Envoy then does as `failure_mode_allow` says, and would let
+/// the request through. What the sidecar itself cannot tell is therefore a denial to Envoy; only its absence is an error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pitfall_11_what_cannot_be_told_is_a_denial_and_only_an_absent_sidecar_an_error() {
+    let mut fixture = Fixture::start().await;
+    let mut unready = Sidecar::configure(&fixture.nats.url(), &fixture.author.public_key());
+    unready.set("realmGroup", json!("nobody"));
+    unready.start().await;
+    let envoy = Envoy::start_config(&fixture.config_of(Asked::Grpc, &unready)).await;
+    let answer = fixture.get(&envoy, "/orders", None).await;
+    assert_eq!((answer.status, answer.header("x-atm-reason")), (503, Some("not_ready")));
+    assert_eq!((envoy.counter("ext_authz.denied").await, envoy.counter("ext_authz.error").await), (1, 0));
+
+    let envoy = fixture.envoy(Asked::Grpc, |_| {}).await;
+    fixture.get(&envoy, "/nothing", None).await;
+    assert_eq!((envoy.counter("ext_authz.denied").await, envoy.counter("ext_authz.error").await), (1, 0));
+    fixture.sidecar.kill();
+    let answer = fixture.get(&envoy, "/orders", Some(&fixture.mint.token().sign())).await;
+    assert_eq!((answer.status, answer.header("x-atm-reason"), answer.reached_upstream()), (503, None, false));
+    assert_eq!((envoy.counter("ext_authz.denied").await, envoy.counter("ext_authz.error").await), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

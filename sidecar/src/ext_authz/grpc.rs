@@ -117,9 +117,8 @@ async fn accept<H: Health>(
         }
         Listener::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-                // Without TCP_NODELAY an answer waits for the peer's delayed acknowledgement, some 40 ms.
-                match accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
+            while let Some(accepted) = stop.run_until_cancelled(accept_undelayed(&listener)).await {
+                match accepted {
                     Ok(stream) => drop(connections.spawn(handler.clone().connection(stream, stop.clone()))),
                     Err(error) => pause(&error).await,
                 }
@@ -129,6 +128,13 @@ async fn accept<H: Health>(
     connections.close();
     let _ = tokio::time::timeout(DRAIN, connections.wait()).await; // what has not ended by now is cut off
     Ok(())
+}
+
+/// Without `TCP_NODELAY` an answer waits for the peer's delayed acknowledgement, some 40 ms.
+async fn accept_undelayed(listener: &tokio::net::TcpListener) -> io::Result<tokio::net::TcpStream> {
+    let (stream, _) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 async fn pause(error: &io::Error) {

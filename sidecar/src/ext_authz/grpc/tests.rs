@@ -34,3 +34,13 @@ async fn anything_but_one_plain_message_is_none() {
         assert_eq!(read(bytes.clone()).await, None, "{bytes:?}");
     }
 }
+
+#[tokio::test]
+async fn pitfall_10_answers_over_tcp_are_sent_at_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (accepted, _client) = tokio::join!(accept_undelayed(&listener), async {
+        tokio::net::TcpStream::connect(address).await.unwrap()
+    });
+    assert!(accepted.unwrap().nodelay().unwrap());
+}
