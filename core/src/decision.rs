@@ -79,7 +79,7 @@ pub fn decide_shadow(view: &View, memory: &impl Memory, request: &Request<'_>, n
     let route = view.policies.route_shadow(request, &path)?;
     match (Routed { route, path }).judge(view, &memory::Unrecorded(memory), request, now, &mut NoTrace) {
         Verdict::Decided(decision) => Some(decision),
-        Verdict::Introspect(_) => None,
+        Verdict::Verify | Verdict::Introspect(_) => None,
     }
 }
 
@@ -140,6 +140,7 @@ impl<'v, 'r> Routed<'v, 'r> {
             Err(authenticity::Halt::Refuse(reason)) => {
                 return self.refuse(reason, trace, Step::Authenticity).into();
             }
+            Err(authenticity::Halt::Verify) => return Verdict::Verify,
             Err(authenticity::Halt::Introspect(digest)) => {
                 trace.passed(Step::Authenticity, || "the control plane is to be asked".to_owned());
                 return Verdict::Introspect(digest);

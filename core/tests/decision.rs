@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use atm_core::decision::{AuthenticToken, Decision, Memory, NoMemory, Now, Permit, decide};
+use atm_core::decision::{AuthenticToken, Decision, Memory, NoMemory, Now, Permit, Verdict, decide};
 use atm_core::freshness::Freshness;
 use atm_core::id::{Id, IdKind};
 use atm_core::key::{Algorithm, Issuer, KeyState};
@@ -48,10 +48,21 @@ fn decide_with(
     values: &[&str],
     now: Now,
 ) -> Decision {
+    verdict_with(view, memory, method, target, values, now).or(Reason::Internal)
+}
+
+fn verdict_with(
+    view: &View,
+    memory: &impl Memory,
+    method: &str,
+    target: &str,
+    values: &[&str],
+    now: Now,
+) -> Verdict {
     let headers: Vec<(&str, &[u8])> =
         values.iter().map(|value| ("authorization", value.as_bytes())).collect();
     let request = Request { method, host: "api", target, headers: &headers, ..Request::default() };
-    decide(view, memory, &request, now).or(Reason::Internal)
+    decide(view, memory, &request, now)
 }
 
 fn outcome(view: &View, method: &str, target: &str, values: &[&str]) -> Result<Permit, Reason> {
@@ -273,6 +284,8 @@ fn a_rule_that_asks_for_no_token_looks_at_none() {
 struct KeepAll {
     tokens: RefCell<HashMap<(String, u64), Arc<AuthenticToken>>>,
     hits: Cell<usize>,
+    /// Whether it lets no signature be verified.
+    verifies_nothing: bool,
 }
 
 impl Memory for KeepAll {
@@ -285,6 +298,29 @@ impl Memory for KeepAll {
     fn keep_verified(&self, token: &str, key_generation: u64, signed: Arc<AuthenticToken>) {
         self.tokens.borrow_mut().insert((token.to_owned(), key_generation), signed);
     }
+
+    fn may_verify(&self) -> bool {
+        !self.verifies_nothing
+    }
+}
+
+#[test]
+fn a_memory_may_put_off_signatures_and_nothing_else() {
+    let signer = Signer::new("k1");
+    let view = view(&signer);
+    let bearer = |claims| format!("Bearer {}", signer.sign(&claims));
+    let (seen, new) = (bearer(claims(json!({"jti": "seen"}))), bearer(claims(json!({"jti": "new"}))));
+    let mut cache = KeepAll::default();
+    decide_with(&view, &cache, "GET", "/orders/1", &[&seen], now());
+    cache.verifies_nothing = true;
+    let verdict = |bearer: &str| verdict_with(&view, &cache, "GET", "/orders/1", &[bearer], now());
+    assert!(matches!(verdict(&seen), Verdict::Decided(Decision::Permit(_))));
+    assert!(matches!(verdict(&new), Verdict::Verify));
+    // What is no credential at all is refused at once.
+    assert!(matches!(verdict("Basic garbage"), Verdict::Decided(Decision::Denial(_))));
+    cache.verifies_nothing = false;
+    let verdict = verdict_with(&view, &cache, "GET", "/orders/1", &[&new], now());
+    assert!(matches!(verdict, Verdict::Decided(Decision::Permit(_))));
 }
 
 #[test]

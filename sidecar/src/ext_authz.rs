@@ -16,7 +16,7 @@ use atm_telemetry::{ActiveSpan, Kind, TraceParent, Tracing};
 use crate::config::FreshnessSettings;
 use crate::decision_log::{DecidedBy, DecisionLog};
 use crate::introspection::Introspector;
-use crate::memory::{Answered, Memory};
+use crate::memory::{Look, Memory};
 use crate::metrics::DecisionMetrics;
 use crate::state::StateReader;
 
@@ -24,6 +24,7 @@ pub mod grpc;
 pub mod http;
 mod identity;
 mod response;
+mod turn;
 mod wire;
 
 /// Judges requests from the newest published state. Shared by all listeners and threads.
@@ -95,15 +96,7 @@ impl Judge {
             .as_ref()
             .and_then(|tracing| tracing.begin("atm.check", Kind::Server, traceparent(request)));
         let decision = if self.0.reader.ready() {
-            match self.verdict(&*self.0.memory, request) {
-                Verdict::Decided(decision) => decision,
-                Verdict::Introspect(digest) => {
-                    let answer = self.ask(digest, request, span.as_ref()).await;
-                    let answered = Answered { memory: &self.0.memory, digest, answer };
-                    // An answer that is out of date already was overtaken by a change; the next request asks anew.
-                    self.verdict(&answered, request).or(Reason::IntrospectionUnavailable)
-                }
-            }
+            self.decided(request, begun, span.as_ref()).await
         } else {
             Decision::Denial(Denial::new(Reason::NotReady))
         };
@@ -116,6 +109,25 @@ impl Judge {
             describe(span, &decision);
         }
         decision
+    }
+
+    /// Looks at what is known first: who was seen before does not wait behind the signatures of others.
+    async fn decided(&self, request: &Request<'_>, begun: Instant, span: Option<&ActiveSpan>) -> Decision {
+        let mut look = Look { memory: &self.0.memory, may_verify: false, answer: None };
+        let mut verdict = self.verdict(&look, request);
+        if matches!(verdict, Verdict::Verify) {
+            let _turn = turn::next(begun).await;
+            look.may_verify = true;
+            verdict = self.verdict(&look, request);
+        } else {
+            turn::seen(begun);
+        }
+        if let Verdict::Introspect(digest) = verdict {
+            look.answer = Some((digest, self.ask(digest, request, span).await));
+            verdict = self.verdict(&look, request);
+        }
+        // An answer that is out of date already was overtaken by a change; the next request asks anew.
+        verdict.or(Reason::IntrospectionUnavailable)
     }
 
     /// Asks about an opaque credential; a trace that is recorded goes on at the control plane.

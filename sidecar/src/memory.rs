@@ -75,18 +75,18 @@ impl decision::Memory for Memory {
     }
 }
 
-/// The memory, and the answer that was asked for during this request.
+/// The memory as one look at a request has it.
 #[derive(Debug)]
-pub(crate) struct Answered<'m> {
-    /// What is remembered beside it.
+pub(crate) struct Look<'m> {
+    /// What is remembered.
     pub(crate) memory: &'m Memory,
-    /// The credential that was asked about.
-    pub(crate) digest: CredentialDigest,
-    /// What came of it.
-    pub(crate) answer: Known,
+    /// Whether a signature may be verified.
+    pub(crate) may_verify: bool,
+    /// What was asked for during this request: the credential, and what came of it.
+    pub(crate) answer: Option<(CredentialDigest, Known)>,
 }
 
-impl decision::Memory for Answered<'_> {
+impl decision::Memory for Look<'_> {
     fn verified(&self, token: &str, key_generation: u64) -> Option<Arc<AuthenticToken>> {
         self.memory.verified(token, key_generation)
     }
@@ -95,8 +95,15 @@ impl decision::Memory for Answered<'_> {
         self.memory.keep_verified(token, key_generation, verified);
     }
 
+    fn may_verify(&self) -> bool {
+        self.may_verify
+    }
+
     fn introspected(&self, digest: &CredentialDigest, now: UnixMillis) -> Known {
-        if *digest == self.digest { self.answer.clone() } else { self.memory.introspected(digest, now) }
+        match &self.answer {
+            Some((asked, answer)) if asked == digest => answer.clone(),
+            _ => self.memory.introspected(digest, now),
+        }
     }
 
     fn first_use(&self, proof: &VerifiedProof, now: UnixMillis) -> ProofUse {

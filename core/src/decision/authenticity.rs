@@ -17,6 +17,8 @@ use crate::view::View;
 pub(super) enum Halt {
     /// There is none.
     Refuse(Reason),
+    /// Its signature may not be verified now.
+    Verify,
     /// The control plane is to be asked.
     Introspect(CredentialDigest),
 }
@@ -46,7 +48,7 @@ pub(super) fn authentic_token(
         return Err(Reason::CredentialKindRefused.into());
     }
     if kind == CredentialKind::Jwt {
-        Ok(signed_token(view, memory, text)?)
+        signed_token(view, memory, text)
     } else {
         introspected(view, memory, text, now, oldest)
     }
@@ -54,9 +56,12 @@ pub(super) fn authentic_token(
 
 /// A verified token is taken from memory, where it lies under its whole text and the generation of the keys; so a removed key
 /// is no longer believed.
-fn signed_token(view: &View, memory: &impl Memory, text: &str) -> Result<Arc<AuthenticToken>, Reason> {
+fn signed_token(view: &View, memory: &impl Memory, text: &str) -> Result<Arc<AuthenticToken>, Halt> {
     if let Some(token) = memory.verified(text, view.key_generation) {
         return Ok(token);
+    }
+    if !memory.may_verify() {
+        return Err(Halt::Verify);
     }
     let keyed = KeyedToken::select(UnverifiedToken::parse(text)?, &view.issuers)?;
     let token = Arc::new(keyed.verify()?);

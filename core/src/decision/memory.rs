@@ -46,6 +46,12 @@ pub trait Memory {
         let _ = (token, key_generation, verified);
     }
 
+    /// Whether signatures may be verified now. Where not, the verdict on a token that is not known is
+    /// [`Verdict::Verify`](super::Verdict::Verify).
+    fn may_verify(&self) -> bool {
+        true
+    }
+
     /// What the control plane said of an opaque credential.
     fn introspected(&self, digest: &CredentialDigest, now: UnixMillis) -> Known {
         let _ = (digest, now);

@@ -14,16 +14,19 @@ use crate::token::AuthenticToken;
 pub enum Verdict {
     /// The request is decided.
     Decided(Decision),
+    /// The request carries a signed token that is not known here, and the memory let no signature be verified now: decide again
+    /// with one that does.
+    Verify,
     /// The request carries an opaque credential of which nothing is known here: ask the control plane, and decide again.
     Introspect(CredentialDigest),
 }
 
 impl Verdict {
-    /// The decision; where the control plane would have to be asked first, a refusal for `reason`.
+    /// The decision; where something would have to be done first, a refusal for `reason`.
     pub fn or(self, reason: Reason) -> Decision {
         match self {
             Self::Decided(decision) => decision,
-            Self::Introspect(_) => Decision::Denial(Denial::new(reason)),
+            Self::Verify | Self::Introspect(_) => Decision::Denial(Denial::new(reason)),
         }
     }
 }
