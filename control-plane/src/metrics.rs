@@ -101,6 +101,7 @@ pub struct Metrics {
     introspections: IntCounterVec,
     revoked: IntCounter,
     oauth: OAuthEvents,
+    signing_key: IntGauge,
     feed: FeedMetrics,
 }
 
@@ -166,6 +167,13 @@ impl Metrics {
             tokens: registered(&registry, counter("tokens_issued_total", "Access tokens issued.")?)?,
             revoked: registered(&registry, counter("revocations_total", "Selectors put in force.")?)?,
             oauth: OAuthEvents::new(&registry)?,
+            signing_key: registered(
+                &registry,
+                IntGauge::with_opts(opts(
+                    "signing_key_created_timestamp_seconds",
+                    "When the key that signs was made, in Unix time.",
+                ))?,
+            )?,
             feed: FeedMetrics::new(&registry)?,
             requests,
             seconds,
@@ -192,6 +200,11 @@ impl Metrics {
     /// `count` selectors were put in force.
     pub fn revoked(&self, count: usize) {
         self.revoked.inc_by(count as u64);
+    }
+
+    /// The key that signs was made at this Unix time, in seconds.
+    pub fn signing_key_created(&self, at: i64) {
+        self.signing_key.set(at);
     }
 
     /// Everything in Prometheus's text format, with the state of `feed` and `events` now.

@@ -172,6 +172,11 @@ impl<'e> Reader<'e> {
         self.contents.borrow().mistakes.iter().any(|mistake| mistake.path.starts_with(path_prefix))
     }
 
+    /// The paths that were asked for, in order: the keys that there are.
+    pub fn keys(&self) -> Vec<String> {
+        self.contents.borrow().taken.iter().cloned().collect()
+    }
+
     /// All mistakes in the order in which they were found, and at the end what nobody took; `Ok` where there are none.
     pub fn finish(self) -> Result<(), Vec<Mistake>> {
         let mut contents = self.contents.into_inner();

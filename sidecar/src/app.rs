@@ -106,7 +106,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
     let settings = FeedSettings {
         realm_group: config.realm_group.clone(),
         nats_url: config.nats_url.clone(),
-        nats_credentials: config.nats_credentials.clone(),
+        nats_access: config.nats_access.clone(),
         trusted: config.feed_keys.clone(),
         sidecar_id: sidecar_id.clone(),
         startup_wait: config.startup_wait,

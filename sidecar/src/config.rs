@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use atm_core::settings::{Mistake, Reader, Section};
+use atm_nats::NatsAccess;
 use atm_proto::signature::{FeedPublicKey, TrustedFeedKeys};
 use atm_proto::subject::Subjects;
 use atm_telemetry::TracingSettings;
@@ -20,8 +21,8 @@ pub struct Config {
     pub realm_group: String,
     /// `nats.url`.
     pub nats_url: String,
-    /// `nats.credentials`: a NATS credentials file.
-    pub nats_credentials: Option<PathBuf>,
+    /// The rest of `nats`: who this sidecar is to NATS.
+    pub nats_access: NatsAccess,
     /// `feedKeys`: public feed keys, at least one.
     pub feed_keys: TrustedFeedKeys,
     /// `store.path`: the database's directory.
@@ -60,6 +61,8 @@ pub struct Config {
 pub struct Listen {
     /// `grpcUnix`: ext_authz over gRPC on a unix socket.
     pub grpc_unix: Option<PathBuf>,
+    /// `grpcUnixMode`: the socket's permissions, where the umask's are not right because Envoy runs as another user.
+    pub grpc_unix_mode: Option<u32>,
     /// `grpc`: ext_authz over gRPC on TCP.
     pub grpc: Option<SocketAddr>,
     /// `http`: ext_authz over HTTP.
@@ -157,6 +160,16 @@ impl Config {
         reader.finish().map(|()| config)
     }
 
+    /// The paths of all keys, in order.
+    ///
+    /// # Errors
+    /// None that can happen: an empty document is read.
+    pub fn keys() -> Result<Vec<String>, Mistake> {
+        let reader = Reader::new("", std::iter::empty())?;
+        let _ = Self::read(&reader.root());
+        Ok(reader.keys())
+    }
+
     fn read(root: &Section<'_>) -> Self {
         let (nats, store, cache) = (root.section("nats"), root.section("store"), root.section("cache"));
         let subject = |name: &str| Subjects::new(name).map(|_| name.to_owned());
@@ -164,7 +177,7 @@ impl Config {
             id: root.parsed("id", subject),
             realm_group: root.parsed("realmGroup", subject).unwrap_or_else(|| "default".into()),
             nats_url: nats_url(&nats),
-            nats_credentials: nats.text("credentials").map(PathBuf::from),
+            nats_access: NatsAccess::read(&nats),
             feed_keys: feed_keys(root),
             store_path: store.required("path").into(),
             block_cache: mebibytes(&store, "blockCacheMiB", 64, 1..=65_536),
@@ -252,6 +265,10 @@ fn listen(section: &Section<'_>) -> Listen {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let listen = Listen {
         grpc_unix: section.text("grpcUnix").map(PathBuf::from),
+        grpc_unix_mode: section.parsed("grpcUnixMode", |text| {
+            let mode = u32::from_str_radix(text, 8).ok().filter(|mode| (0o600..=0o777).contains(mode));
+            mode.ok_or("must be permissions in octal from 0600 to 0777, quoted, as in \"0660\"")
+        }),
         grpc: address("grpc"),
         http: address("http"),
         http_settings: HttpSettings {

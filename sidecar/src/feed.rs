@@ -3,12 +3,12 @@
 //! Only this task changes the state. It never waits for the disk: what is applied is published at once and handed to the
 //! store's writer thread.
 
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::{Event, Subscriber};
 use atm_core::time::UnixMillis;
+use atm_nats::NatsAccess;
 use atm_proto::signature::TrustedFeedKeys;
 use atm_proto::subject::{InvalidToken, Subjects};
 use futures::StreamExt;
@@ -38,8 +38,8 @@ pub struct FeedSettings {
     pub realm_group: String,
     /// `nats://host:port`, or several with commas.
     pub nats_url: String,
-    /// A credentials file of NATS (JWT and nkey).
-    pub nats_credentials: Option<PathBuf>,
+    /// Who this sidecar is to NATS.
+    pub nats_access: NatsAccess,
     /// The pinned feed keys.
     pub trusted: TrustedFeedKeys,
     /// This sidecar's name; part of its report subject.
@@ -54,14 +54,9 @@ pub enum FeedError {
     /// A name that cannot be part of a subject.
     #[error(transparent)]
     Name(#[from] InvalidToken),
-    /// The credentials file cannot be used.
-    #[error("nats.credentials: cannot read {}: {source}; check the path and its permissions", path.display())]
-    Credentials {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
+    /// The file with the credentials, the password or the token cannot be used.
+    #[error("nats: {0}; check the path of its credentials, password or token file, and the permissions")]
+    Login(#[source] std::io::Error),
     /// The URL cannot be used.
     #[error("nats.url: {url}: {problem}; give nats://host:port")]
     Url {
@@ -87,7 +82,10 @@ pub async fn connect(settings: &FeedSettings) -> Result<Connection, FeedError> {
     subjects.fleet(&settings.sidecar_id)?;
     // An event that finds the queue full is lost; whether there is a connection, the tick asks for itself.
     let (sender, events) = mpsc::channel(16);
-    let mut options = async_nats::ConnectOptions::new()
+    let options = settings
+        .nats_access
+        .options()
+        .map_err(FeedError::Login)?
         .name(format!("atm-sidecar {}", settings.sidecar_id))
         .retry_on_initial_connect()
         .max_reconnects(None)
@@ -99,12 +97,6 @@ pub async fn connect(settings: &FeedSettings) -> Result<Connection, FeedError> {
                 let _ = sender.try_send(event);
             }
         });
-    if let Some(path) = &settings.nats_credentials {
-        options = options
-            .credentials_file(path)
-            .await
-            .map_err(|source| FeedError::Credentials { path: path.clone(), source })?;
-    }
     let client = options
         .connect(&settings.nats_url)
         .await

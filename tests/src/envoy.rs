@@ -13,6 +13,7 @@ use crate::{http, programs, wait};
 pub struct Envoy {
     process: Process,
     _directory: TempDir,
+    _resources: Option<TempDir>,
     address: String,
     admin: String,
 }
@@ -34,6 +35,30 @@ impl Envoy {
         Self::start_with("envoy.json", &config.to_string()).await
     }
 
+    /// Starts it with the configuration whose resources come from files (`examples/envoy/xds`), asking the validator at
+    /// `validator` (`host:port`).
+    pub async fn start_xds(upstream: &str, validator: &str) -> Self {
+        let directory = TempDir::new().expect("temporary directory");
+        let (upstream_host, upstream_port) = upstream.split_once(':').expect("host:port");
+        let (validator_host, validator_port) = validator.split_once(':').expect("host:port");
+        let values = [
+            ("${ENVOY_ADMIN_PORT}", "0"),
+            ("${ENVOY_ADDRESS}", "127.0.0.1"),
+            ("${ENVOY_PORT}", "0"),
+            ("${XDS_DIR}", directory.path().to_str().expect("UTF-8 path")),
+            ("${VALIDATOR_ADDRESS}", validator_host),
+            ("${VALIDATOR_PORT}", validator_port),
+            ("${UPSTREAM_ADDRESS}", upstream_host),
+            ("${UPSTREAM_PORT}", upstream_port),
+        ];
+        for name in ["lds.yaml", "cds.yaml"] {
+            std::fs::write(directory.path().join(name), filled(&format!("xds/{name}"), &values))
+                .expect("written");
+        }
+        let envoy = Self::start_with("envoy.yaml", &filled("xds/bootstrap.yaml", &values)).await;
+        Self { _resources: Some(directory), ..envoy }
+    }
+
     async fn start_with(name: &str, config: &str) -> Self {
         let directory = TempDir::new().expect("temporary directory");
         let path = |name: &str| directory.path().join(name).display().to_string();
@@ -51,7 +76,7 @@ impl Envoy {
         })
         .await;
         let address = wait::until("Envoy to listen", wait::USUAL, || listener_address(&admin)).await;
-        Self { process, _directory: directory, address, admin }
+        Self { process, _directory: directory, _resources: None, address, admin }
     }
 
     /// The operating system's process id.
@@ -92,17 +117,23 @@ async fn listener_address(admin: &str) -> Result<String, String> {
 /// The shipped configuration with its placeholders filled, on free ports.
 pub fn shipped_config(upstream: &str, socket: &Path) -> String {
     let (host, port) = upstream.split_once(':').expect("host:port");
-    let template = std::fs::read_to_string(programs::workspace().join("examples/envoy/envoy.yaml"));
-    let filled = [
+    let values = [
         ("${ENVOY_ADMIN_PORT}", "0"),
         ("${ENVOY_ADDRESS}", "127.0.0.1"),
         ("${ENVOY_PORT}", "0"),
         ("${SIDECAR_SOCKET}", socket.to_str().expect("UTF-8 path")),
         ("${UPSTREAM_ADDRESS}", host),
         ("${UPSTREAM_PORT}", port),
-    ]
-    .iter()
-    .fold(template.expect("examples/envoy/envoy.yaml"), |text, (name, value)| text.replace(name, value));
+    ];
+    filled("envoy.yaml", &values)
+}
+
+/// A file of `examples/envoy` with its placeholders filled.
+fn filled(name: &str, values: &[(&str, &str)]) -> String {
+    let path = programs::workspace().join("examples/envoy").join(name);
+    let template =
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let filled = values.iter().fold(template, |text, (name, value)| text.replace(name, value));
     let left_over = filled.lines().find(|line| line.contains("${") && !line.trim_start().starts_with('#'));
     assert_eq!(left_over, None, "a placeholder that nothing fills");
     filled

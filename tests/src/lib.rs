@@ -18,6 +18,7 @@ pub mod nats;
 pub mod nginx;
 pub mod process;
 pub mod programs;
+pub mod python;
 pub mod sidecar;
 pub mod token;
 pub mod upstream;

@@ -22,9 +22,20 @@ pub fn ours(name: &str) -> PathBuf {
     existing(&directory.join(name), "run `make build`")
 }
 
+/// One of the example programs that cargo builds with the tests.
+pub fn example(name: &str) -> PathBuf {
+    let examples = ours("atmctl").with_file_name("examples");
+    existing(&examples.join(name), "run `cargo build -p atm-tests --examples`")
+}
+
 /// A pinned tool (`nats-server`, `envoy`): in `ATM_TOOLS_DIR`, or in `.tools/bin` of the workspace.
 pub fn tool(name: &str) -> PathBuf {
     existing(&tools_dir().join(name), "run `make tools`")
+}
+
+/// `python` with the pinned packages of `tools/requirements.txt`, or `node`, which comes with them.
+pub fn interpreter(name: &str) -> PathBuf {
+    existing(&tools_dir().with_file_name("python").join("bin").join(name), "run `make tools`")
 }
 
 /// The directory that holds the pinned tools.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use atm_tests::dev::DevStack;
 use atm_tests::process::{run, run_with, stderr, stdout};
-use atm_tests::programs;
 use atm_tests::token::{TokenMint, base64url};
+use atm_tests::{programs, wait};
 use serde_json::{Value, json};
 
 const BOUND: Duration = Duration::from_secs(30);
@@ -162,4 +162,74 @@ async fn the_whole_way_on_the_command_line() {
         200,
         "tokens of the old key live"
     );
+}
+
+#[tokio::test]
+async fn doctor_finds_what_was_taken_away() {
+    let mut stack = DevStack::up().await;
+    // The sidecar's first report may be of before it was ready.
+    wait::until("doctor to find nothing", Duration::from_secs(30), || async {
+        let output = stack.atmctl(&["doctor"]).await;
+        let well = output.status.success() && !stdout(&output).contains("wrong");
+        if well { Ok(()) } else { Err(format!("{}{}", stdout(&output), stderr(&output))) }
+    })
+    .await;
+    stack.kill("nats");
+    let found = wait::until("doctor to miss NATS", Duration::from_secs(30), || async {
+        let output = stack.atmctl(&["doctor", "--output", "json"]).await;
+        let answer: Value = serde_json::from_str(&stdout(&output)).map_err(|error| error.to_string())?;
+        let bad = |name: &str| {
+            let findings = answer["findings"].as_array().expect("findings");
+            findings.iter().any(|one| {
+                one["check"].as_str().is_some_and(|what| what.contains(name)) && one["outcome"] == "bad"
+            })
+        };
+        let all = bad("nats") && bad("control plane to nats") && bad(": nats");
+        if all { Ok((output.status.code(), answer)) } else { Err(answer.to_string()) }
+    })
+    .await;
+    assert_eq!(found.0, Some(1));
+    let advice =
+        |one: &Value| one["outcome"] == "good" || !one["advice"].as_str().unwrap_or_default().is_empty();
+    assert!(found.1["findings"].as_array().unwrap().iter().all(advice), "{}", found.1);
+}
+
+/// Every `atmctl` command that a page shows is one that the program has.
+#[tokio::test]
+async fn pages_show_commands_that_exist() {
+    let reference = stdout(&atmctl(&["reference"]).await);
+    let page = std::fs::read_to_string(programs::workspace().join("docs/cli.md")).expect("docs/cli.md");
+    assert!(page == reference, "make it anew: atmctl reference > docs/cli.md");
+    let headings = reference.lines().filter_map(|line| line.strip_prefix("## `atmctl "));
+    let known: Vec<Vec<&str>> = headings.map(|heading| command_words(heading)).collect();
+    let mut wrong = Vec::new();
+    for folder in ["docs", "docs/runbooks", "examples", "examples/gitops"] {
+        for entry in std::fs::read_dir(programs::workspace().join(folder)).expect(folder).flatten() {
+            let file = entry.path();
+            if file.extension().is_none_or(|extension| extension != "md") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&file).unwrap();
+            // In code only: after a backtick, or after a prompt.
+            for shown in
+                text.split(['`', '$', '(']).filter_map(|code| code.trim_start().strip_prefix("atmctl "))
+            {
+                let words = command_words(shown);
+                let fits =
+                    |command: &Vec<&str>| command.starts_with(&words[..words.len().min(command.len())]);
+                if !words.is_empty() && !known.iter().any(fits) {
+                    wrong.push(format!("{}: atmctl {}", file.display(), words.join(" ")));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The command's own words: small letters and hyphens, up to the first that is something else.
+fn command_words(text: &str) -> Vec<&str> {
+    let is_word = |word: &&str| {
+        !word.starts_with('-') && !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+    };
+    text.split([' ', '\n', '`']).take_while(is_word).collect()
 }

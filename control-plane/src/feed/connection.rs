@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, Event};
 
 use super::{FeedError, Shared};
 
@@ -55,12 +55,7 @@ pub(super) fn is_connected(client: &Client) -> bool {
 pub(super) async fn connect(shared: &Arc<Shared>) -> Result<Client, FeedError> {
     let settings = &shared.settings;
     let failed = |problem: String| FeedError::Connection { url: redacted(&settings.nats_url), problem };
-    let options = match &settings.nats_credentials {
-        Some(path) => ConnectOptions::with_credentials_file(path)
-            .await
-            .map_err(|error| failed(format!("credentials file {}: {error}", path.display())))?,
-        None => ConnectOptions::new(),
-    };
+    let options = settings.nats_access.options().map_err(|error| failed(error.to_string()))?;
     // Weak: the client outlives nothing, and holds no cycle.
     let weak = Arc::downgrade(shared);
     options

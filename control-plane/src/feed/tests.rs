@@ -34,7 +34,7 @@ impl Fixture {
         let settings = FeedSettings {
             realm_group: "test".into(),
             nats_url: url.into(),
-            nats_credentials: None,
+            nats_access: atm_nats::NatsAccess::default(),
             linger: Duration::from_millis(5),
             heartbeat: Duration::from_millis(100),
         };

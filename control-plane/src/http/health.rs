@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::Shared;
 use super::problem::Problem;
 use crate::feed::Carrier;
+use crate::keys::SigningKeyState;
 
 /// How long the store may take to say that it is there.
 const STORE_BOUND: Duration = Duration::from_secs(2);
@@ -49,6 +50,12 @@ pub(super) async fn readyz(State(services): State<Shared>) -> Response {
 
 /// Metrics in Prometheus's text format.
 pub(super) async fn metrics(State(services): State<Shared>) -> Result<Response, Problem> {
+    // Without the store there is no newer answer than the last one.
+    if let Ok(keys) = services.keys.list().await
+        && let Some(active) = keys.iter().find(|key| key.state == SigningKeyState::Active)
+    {
+        services.metrics.signing_key_created(active.created_at / 1_000);
+    }
     let text = services.metrics.render(&services.feed, &services.events).map_err(|error| {
         tracing::error!(%error, "metrics cannot be rendered");
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be rendered; the log says more")

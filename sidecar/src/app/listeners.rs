@@ -1,8 +1,9 @@
 //! What the sidecar listens on: bound before anything else starts, served once everything does.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,7 +34,7 @@ impl Listeners {
             http: listen.http.map(|address| tcp("listen.http", address)).transpose()?,
             settings: listen.http_settings.clone(),
             grpc_unix: match &listen.grpc_unix {
-                Some(path) => Some((path.clone(), grpc::Listener::Unix(unix("listen.grpcUnix", path)?))),
+                Some(path) => Some((path.clone(), grpc::Listener::Unix(unix(path, listen.grpc_unix_mode)?))),
                 None => None,
             },
         })
@@ -92,9 +93,9 @@ fn tcp(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError
 }
 
 /// Binds a unix socket. One that a dead process left behind is removed; one that answers is somebody's.
-fn unix(key: &'static str, path: &Path) -> Result<UnixListener, StartError> {
+fn unix(path: &Path, mode: Option<u32>) -> Result<UnixListener, StartError> {
     let refuse = |source: io::Error, advice| StartError::Listen {
-        key,
+        key: "listen.grpcUnix",
         address: path.display().to_string(),
         source,
         advice,
@@ -123,6 +124,10 @@ fn unix(key: &'static str, path: &Path) -> Result<UnixListener, StartError> {
     }
     let listener = UnixListener::bind(path)
         .map_err(|source| refuse(source, "make the directory and let this user write to it"))?;
+    if let Some(mode) = mode {
+        std::fs::set_permissions(path, Permissions::from_mode(mode))
+            .map_err(|source| refuse(source, "use a file system that keeps permissions"))?;
+    }
     listener.set_nonblocking(true).map_err(|source| refuse(source, "try again"))?;
     Ok(listener)
 }

@@ -1,0 +1,3 @@
+module example.com/atm-client
+
+go 1.19

@@ -1,0 +1,59 @@
+{{/* The bundled NATS: its configuration, and the accounts that only a Secret may hold. */}}
+{{- define "atm.nats.config" -}}
+server_name: $POD_NAME
+listen: 0.0.0.0:4222
+# Health for the kubelet; nothing secret.
+http: 0.0.0.0:8222
+max_payload: 8MB
+# Clients are asked to go elsewhere before the server ends.
+pid_file: /var/run/nats/nats.pid
+lame_duck_grace_period: 5s
+lame_duck_duration: 30s
+
+jetstream {
+  store_dir: /data
+  # By default NATS acknowledges up to two minutes before a message is on disk. What a crash loses all the same, the
+  # control plane finds and publishes again.
+  sync_interval: always
+}
+
+include ./secret/accounts.conf
+{{- end }}
+{{- define "atm.nats.accounts" -}}
+{{- $group := .Values.realmGroup -}}
+accounts {
+  ATM {
+    jetstream: enabled
+    users: [
+      { user: "control-plane", password: "{{ index .Values.made.nats "control-plane" }}" }
+      {
+        user: "validator", password: "{{ .Values.made.nats.validator }}"
+        # A validator reads the feed, reports, and asks. It can publish nothing that another validator believes: that takes
+        # the feed key's signature.
+        permissions: {
+          publish: { allow: [
+            "atm.{{ $group }}.fleet.*", "atm.{{ $group }}.resync", "atm.{{ $group }}.introspect", "atm.{{ $group }}.audit",
+            "$JS.API.DIRECT.GET.ATM_FEED", "$JS.API.DIRECT.GET.ATM_FEED.>"
+          ] }
+          subscribe: { allow: [ "atm.{{ $group }}.live", "atm.{{ $group }}.heartbeat", "_INBOX.>" ] }
+        }
+      }
+    ]
+  }
+  SYS {}
+}
+system_account: SYS
+{{- if gt (int .Values.nats.bundled.replicas) 1 }}
+{{- $name := printf "%s-nats" (include "atm.fullname" .) }}
+cluster {
+  name: {{ $name }}
+  listen: 0.0.0.0:6222
+  authorization: { user: cluster, password: "{{ .Values.made.nats.cluster }}" }
+  routes: [
+    {{- range $i := until (int .Values.nats.bundled.replicas) }}
+    nats://cluster:{{ $.Values.made.nats.cluster }}@{{ $name }}-{{ $i }}.{{ $name }}:6222
+    {{- end }}
+  ]
+}
+{{- end }}
+{{- end }}
