@@ -10,37 +10,28 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
-use crate::api_keys::ApiKeys;
-use crate::assertions::AssertionGrants;
-use crate::authentication::Authenticator;
 use crate::authentication::certificate::Authorities;
 use crate::authentication::key_sets::{KeySetSettings, KeySets};
 use crate::clock::IssueClock;
-use crate::config::{Config, OAuthConfig, RegistrationConfig, Secrets, TlsFiles};
+use crate::config::{Config, OAuthConfig, Secrets, TlsFiles};
 use crate::events::Events;
 use crate::feed::{Feed, FeedError, FeedHandle, FeedSettings};
 use crate::http::{self, Services, admin, oauth};
 use crate::introspection::Introspection;
-use crate::issuance::{Issuance, IssuanceSettings};
 use crate::issuers::Issuers;
 use crate::issuers::cache::RefreshIntervals;
-use crate::keys::{KeySettings, Keys, KeysError};
+use crate::keys::KeysError;
 use crate::lifecycle::Lifecycle;
-use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::policies::Policies;
-use crate::registration::{Registration, RegistrationSettings};
-use crate::registry::Registry;
-use crate::revocation::Revocations;
-use crate::secret::{RootKey, SecretError, SecretHasher, sha256};
-use crate::sessions::Sessions;
+use crate::realms::{Realms, Serve};
+use crate::secret::{SecretError, sha256};
 use crate::store::{Store, StoreError, StoreSettings};
 use crate::tls::{Certificate, TlsError};
 
-/// The realm at the server's root issuer.
-const DEFAULT_REALM: &str = "default";
+mod tenant;
+
+use tenant::{Plant, Tenant};
 
 /// Why the control plane does not start. Each message is one line that says what and where.
 #[derive(Debug, thiserror::Error)]
@@ -189,7 +180,6 @@ async fn assemble(
     lifecycle.spawn_background("store versions", async move {
         ends.run_until_cancelled(follow).await;
     });
-    let metrics = Metrics::new()?;
     let settings = FeedSettings {
         realm_group: config.realm_group.clone(),
         nats_url: config.nats.url.clone(),
@@ -201,140 +191,43 @@ async fn assemble(
         Feed::start(store.clone(), Arc::clone(&clock), feed_signer, settings, lifecycle.background_ends())
             .await?;
     lifecycle.spawn_background("feed", watch_over(tasks, lifecycle.background_ends()));
-    let keys = start_keys(
-        store,
-        &feed,
-        lifecycle,
-        &root_key,
-        KeySettings {
-            issuer: config.issuer.clone(),
-            realm: DEFAULT_REALM.to_owned(),
-            algorithm: config.algorithm,
-            max_token_lifetime: config.max_token_lifetime,
-        },
-    )
-    .await?;
-    let ground = Ground { store: store.clone(), clock, feed, keys, metrics };
-    let admin_token_hash = sha256(admin_token.as_bytes());
-    wire(ground, config, &root_key, admin_token_hash, registration_token, lifecycle)
-}
-
-/// What everything else stands on.
-struct Ground {
-    store: Store,
-    clock: Arc<IssueClock>,
-    feed: FeedHandle,
-    keys: Keys,
-    metrics: Metrics,
-}
-
-/// Wires the rest of what the interfaces work with.
-fn wire(
-    ground: Ground,
-    config: Config,
-    root_key: &RootKey,
-    admin_token_hash: [u8; 32],
-    registration_token: Option<Zeroizing<String>>,
-    lifecycle: &Lifecycle,
-) -> Result<Services, StartError> {
-    let Ground { store, clock, feed, keys, metrics } = ground;
-    let revocations =
-        Revocations::new(store.clone(), feed.clone(), Arc::clone(&clock), keys.clone(), &config.issuer);
-    let hasher = root_key.hasher()?;
-    let registry =
-        Registry::new(store.clone(), Arc::clone(&clock), hasher.clone(), revocations.clone(), DEFAULT_REALM);
-    let api_keys = ApiKeys::new(
-        store.clone(),
-        Arc::clone(&clock),
-        hasher.clone(),
-        feed.clone(),
-        revocations.clone(),
-        &config.issuer,
-    );
-    let introspection = Introspection::new(
-        store.clone(),
-        Arc::clone(&clock),
-        hasher.clone(),
-        keys.clone(),
-        revocations.clone(),
-        api_keys.clone(),
-    );
-    let issuers = start_issuers(&store, &feed, &clock, &config.issuer, lifecycle);
-    let tracing = start_tracing(config.tracing.as_ref(), lifecycle)?;
-    let answering = answer_until(feed.clone(), introspection.clone(), tracing, lifecycle.background_ends());
-    lifecycle.spawn_background("introspection", answering);
-    let issuance = Issuance::new(
-        keys.clone(),
-        store.clone(),
-        hasher.clone(),
-        IssuanceSettings {
-            issuer: config.issuer.clone(),
-            realm: DEFAULT_REALM.to_owned(),
-            lifetime: config.token_lifetime,
-            max_lifetime: config.max_token_lifetime,
-        },
-    );
-    let events = Events::default();
-    let sessions = Sessions::new(
-        store.clone(),
-        Arc::clone(&clock),
-        hasher.clone(),
-        registry.clone(),
-        revocations.clone(),
-        issuance.clone(),
-        events.clone(),
-        config.oauth.sessions,
-    );
-    Ok(Services {
-        origin: config.issuer_origin(),
-        issuer_path: config.issuer_path().to_owned(),
-        authenticator: Authenticator::new(
-            store.clone(),
-            Arc::clone(&clock),
-            hasher.clone(),
-            DEFAULT_REALM,
-            &config.issuer,
-            authorities(&config.oauth)?,
-            key_sets(&config.oauth)?,
-        ),
-        registration: registration(&config.oauth, registration_token, &registry, &hasher, &config.issuer),
-        assertions: AssertionGrants::new(store.clone(), Arc::clone(&clock), DEFAULT_REALM, &config.issuer),
-        dpop_nonces: config.oauth.dpop_nonce.then(|| root_key.dpop_nonce_key()).transpose()?,
-        takes_client_certificates: config.oauth.client_certificates || config.oauth.trusted_proxy.is_some(),
-        trusted_proxy: config.oauth.trusted_proxy,
-        limits: Limits::new(config.oauth.limits),
-        issuer: config.issuer,
-        admin_token_hash,
-        policies: Policies::new(store.clone(), feed.clone(), Arc::clone(&clock)),
-        store,
+    let plant = Plant {
+        issuers: start_issuers(store, &feed, &clock, &config.issuer, lifecycle),
+        store: store.clone(),
         clock,
         feed,
-        keys,
-        registry,
-        sessions,
-        api_keys,
-        introspection,
-        issuance,
-        issuers,
-        revocations,
-        events,
-        metrics,
+        hasher: root_key.hasher()?,
+        wrapper: root_key.wrapper()?,
+        events: Events::default(),
+        metrics: Arc::new(Metrics::new()?),
         readiness: lifecycle.readiness().clone(),
-    })
+        admin_token_hash: sha256(admin_token.as_bytes()),
+        registration_token,
+        dpop_nonces: config.oauth.dpop_nonce.then(|| root_key.dpop_nonce_key().map(Arc::new)).transpose()?,
+        authorities: authorities(&config.oauth)?,
+        key_sets: key_sets(&config.oauth)?,
+        config: Arc::new(config),
+        ends: lifecycle.background_ends(),
+    };
+    serve_default(plant, lifecycle).await
 }
 
-/// How clients register themselves, where they may.
-fn registration(
-    config: &OAuthConfig,
-    token: Option<Zeroizing<String>>,
-    registry: &Registry,
-    hasher: &SecretHasher,
-    issuer: &str,
-) -> Option<Registration> {
-    let (registration, token) = config.registration.clone().zip(token)?;
-    let RegistrationConfig { scopes, audiences, .. } = registration;
-    let settings = RegistrationSettings { token, scopes, audiences };
-    Some(Registration::new(registry.clone(), hasher.clone(), settings, issuer, DEFAULT_REALM))
+/// The default realm, from which the others are reached, and the tasks behind all of them.
+async fn serve_default(plant: Plant, lifecycle: &Lifecycle) -> Result<Services, StartError> {
+    let tenant = Tenant::default_of(&plant.config);
+    let keys = plant.keys(&tenant).await?;
+    lifecycle.spawn_background("key rotation", keys.clone().run(lifecycle.background_ends()));
+    let serve: Arc<Serve> = {
+        let plant = plant.clone();
+        Arc::new(move |realm| Box::pin(plant.clone().serve(realm)))
+    };
+    let realms = Realms::new(plant.store.clone(), Arc::clone(&plant.clock), serve);
+    let services = plant.services(&tenant, keys, Some(realms));
+    let tracing = start_tracing(plant.config.tracing.as_ref(), lifecycle)?;
+    let introspection = services.introspection.clone();
+    let answering = answer_until(plant.feed, introspection, tracing, lifecycle.background_ends());
+    lifecycle.spawn_background("introspection", answering);
+    Ok(services)
 }
 
 /// The authorities of `tls_client_auth`.
@@ -397,18 +290,6 @@ async fn answer_until(
     shutdown: CancellationToken,
 ) {
     shutdown.run_until_cancelled(feed.answer_introspection(introspection, tracing)).await;
-}
-
-async fn start_keys(
-    store: &Store,
-    feed: &FeedHandle,
-    lifecycle: &Lifecycle,
-    root_key: &RootKey,
-    settings: KeySettings,
-) -> Result<Keys, StartError> {
-    let keys = Keys::load_or_create(store.clone(), feed.clone(), root_key.wrapper()?, settings).await?;
-    lifecycle.spawn_background("key rotation", keys.clone().run(lifecycle.background_ends()));
-    Ok(keys)
 }
 
 /// Ends when all of `tasks` have, or as soon as one of them has ended unasked.

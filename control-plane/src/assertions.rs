@@ -192,7 +192,7 @@ impl AssertionGrants {
         claims: &Map<String, Value>,
         expires_at: i64,
     ) -> Result<(), GrantError> {
-        let id = replay_id(issuer, claims)?;
+        let id = replay_id(issuer, &self.issuer, claims)?;
         let until: UnixMillis = remembered_until(expires_at);
         if single_use::first_use(&self.store, &id, until).await? { Ok(()) } else { Err(GrantError::Replayed) }
     }

@@ -29,6 +29,7 @@ use crate::lifecycle::Readiness;
 use crate::limits::Limits;
 use crate::metrics::{Endpoint, Metrics};
 use crate::policies::Policies;
+use crate::realms::Realms;
 use crate::registration::Registration;
 use crate::registry::Registry;
 use crate::revocation::Revocations;
@@ -54,6 +55,8 @@ pub struct Services {
     pub issuer: String,
     /// The issuer's path, without a final slash.
     pub issuer_path: String,
+    /// Where the realm's part of the admin API is.
+    pub admin_path: String,
     /// SHA-256 of the admin API's bearer token.
     pub admin_token_hash: [u8; 32],
     /// The store, for readiness.
@@ -93,13 +96,15 @@ pub struct Services {
     /// Scheme and authority of the issuer.
     pub origin: (String, String),
     /// What nonces of DPoP proofs are made with; none: proofs need no nonce.
-    pub dpop_nonces: Option<NonceKey>,
+    pub dpop_nonces: Option<Arc<NonceKey>>,
     /// Who may pass on a client's certificate.
     pub trusted_proxy: Option<TrustedProxy>,
     /// Whether a client can present a certificate at all.
     pub takes_client_certificates: bool,
     /// Metrics.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
+    /// The realms beside the default one; none in theirs.
+    pub realms: Option<Realms>,
     /// What keeps the program from being ready.
     pub readiness: Readiness,
 }
@@ -114,6 +119,17 @@ impl Services {
     fn token_path(&self) -> String {
         format!("{}/oauth2/token", self.issuer_path)
     }
+}
+
+/// The request as if it had just come, for another router: without what this one has found out about it.
+fn afresh(request: Request) -> Request {
+    let (mut parts, body) = request.into_parts();
+    let connection = parts.extensions.remove::<serve::Connection>();
+    parts.extensions.clear();
+    if let Some(connection) = connection {
+        parts.extensions.insert(connection);
+    }
+    Request::from_parts(parts, body)
 }
 
 /// What every handler gets.

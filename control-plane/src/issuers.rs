@@ -434,7 +434,7 @@ fn check(settings: &IssuerSettings, own_issuer: &str) -> Result<Vec<Algorithm>, 
             "issuer",
             format!("must be 1 to {MAX_TEXT} bytes without control characters, exactly as in the tokens"),
         );
-    } else if settings.issuer == own_issuer {
+    } else if settings.issuer == own_issuer || settings.issuer.starts_with(&format!("{own_issuer}/realms/")) {
         refuse("issuer", "is our own; its keys are never somebody else's".into());
     }
     for (field, url) in

@@ -216,12 +216,17 @@ impl Keys {
                 keys.push(fresh.clone());
                 publish(transaction, &settings.issuer, &keys).await?;
             }
-            withdraw_other_issuers(transaction, &settings.issuer).await
+            withdraw_other_issuers(transaction, &settings).await
         })?;
         feed.sequence_soon();
         let loaded = ArcSwap::from_pointee(load(&store, &wrapper, &settings, None).await?);
         let (loading, wake) = (Mutex::default(), Notify::new());
         Ok(Self(Arc::new(Inner { store, feed, wrapper, settings, loaded, loading, wake })))
+    }
+
+    /// The realm of the issuer.
+    pub(crate) fn realm(&self) -> &str {
+        &self.0.settings.realm
     }
 
     /// The key that signs now, as far as this process knows.

@@ -19,6 +19,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod metrics;
 pub mod policies;
+pub mod realms;
 pub mod registration;
 pub mod registry;
 pub mod revocation;

@@ -43,10 +43,12 @@ pub enum Endpoint {
     AdminPolicies,
     /// `/admin/v1/fleet` and `/admin/v1/feed`
     AdminFleet,
+    /// `/admin/v1/realms`; what is below a realm counts as what it is.
+    AdminRealms,
 }
 
 impl Endpoint {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Token,
         Self::Introspect,
         Self::Revoke,
@@ -60,6 +62,7 @@ impl Endpoint {
         Self::AdminRevocations,
         Self::AdminPolicies,
         Self::AdminFleet,
+        Self::AdminRealms,
     ];
 
     const fn as_str(self) -> &'static str {
@@ -77,6 +80,7 @@ impl Endpoint {
             Self::AdminRevocations => "admin_revocations",
             Self::AdminPolicies => "admin_policies",
             Self::AdminFleet => "admin_fleet",
+            Self::AdminRealms => "admin_realms",
         }
     }
 }

@@ -246,7 +246,7 @@ impl Revocations {
         }
         let now = self.clock.wall();
         transact!(self.store, |transaction| -> Result<(), StoreError> {
-            sessions::end_named(transaction, &named, now).await?;
+            sessions::end_named(transaction, self.keys.realm(), &named, now).await?;
             for subject in &subjects {
                 sessions::end_of_subject(transaction, *subject, now).await?;
             }

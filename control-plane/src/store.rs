@@ -41,6 +41,7 @@ pub(crate) mod outbox;
 pub(crate) mod policy_sets;
 mod postgres;
 pub(crate) mod query;
+pub(crate) mod realms;
 pub(crate) mod sessions;
 pub(crate) mod signing_keys;
 pub(crate) mod single_use;

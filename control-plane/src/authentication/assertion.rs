@@ -104,7 +104,7 @@ pub fn verify(
     }
     check_audience(&claims, issuer)?;
     let expires_at = check_times(&claims, now, MAX_LIFETIME_SECONDS)?;
-    let replay_id = replay_id(client_id, &claims)?;
+    let replay_id = replay_id(client_id, issuer, &claims)?;
     Ok(Assertion { replay_id, expires_at: remembered_until(expires_at), claims })
 }
 
@@ -164,12 +164,17 @@ pub(crate) fn check_times(
     Ok(expires_at)
 }
 
-/// What the assertion of `issuer` is remembered by.
-pub(crate) fn replay_id(issuer: &str, claims: &Map<String, Value>) -> Result<[u8; 32], AssertionError> {
+/// What the assertion of `issuer` for `audience`, one of our issuers, is remembered by.
+pub(crate) fn replay_id(
+    issuer: &str,
+    audience: &str,
+    claims: &Map<String, Value>,
+) -> Result<[u8; 32], AssertionError> {
     let jti = claims.get("jti").and_then(Value::as_str).filter(|jti| !jti.is_empty() && jti.len() <= MAX_JTI);
     let jti = jti.ok_or(AssertionError::Id)?;
-    // The length keeps ("ab", "c") and ("a", "bc") apart.
-    Ok(sha256(format!("assertion\n{}\n{issuer}\n{jti}", issuer.len()).as_bytes()))
+    // The lengths keep ("ab", "c") and ("a", "bc") apart.
+    let text = format!("assertion\n{}\n{}\n{issuer}\n{audience}\n{jti}", issuer.len(), audience.len());
+    Ok(sha256(text.as_bytes()))
 }
 
 /// To the end of the last second in which it would be taken.

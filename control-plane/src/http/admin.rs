@@ -1,10 +1,12 @@
 //! The admin API, `/admin/v1`, with health and metrics beside it.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::middleware;
-use axum::routing::{delete, get, post, put};
+use axum::routing::{any, delete, get, post, put};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -21,6 +23,7 @@ mod issuers;
 mod keys;
 mod openapi;
 mod policies;
+mod realms;
 mod revocations;
 mod sessions;
 
@@ -41,6 +44,7 @@ pub fn router(services: Shared) -> Router {
         .merge(measured(&services, Endpoint::AdminKeys, key_routes()))
         .merge(measured(&services, Endpoint::AdminPolicies, policy_routes()))
         .merge(measured(&services, Endpoint::AdminFleet, fleet_routes()))
+        .merge(measured(&services, Endpoint::AdminRealms, realm_routes()))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .merge(
             measured(&services, Endpoint::AdminRevocations, revocation_routes())
@@ -48,11 +52,40 @@ pub fn router(services: Shared) -> Router {
         )
         .layer(middleware::from_fn_with_state(services.clone(), auth::require))
         .layer(middleware::map_response(uncached));
+    // Measured, bounded and answered by the realm's own router.
+    let api = api.merge(below_realms(&services));
     let open = Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics));
     enclosed(api.merge(open), services)
+}
+
+/// What of the admin API is a realm's own. Who calls has been authorised.
+pub fn realm_router(services: Shared) -> Router {
+    let api = Router::new()
+        .merge(measured(&services, Endpoint::AdminClients, client_routes()))
+        .merge(measured(&services, Endpoint::AdminSessions, session_routes()))
+        .merge(measured(&services, Endpoint::AdminKeys, key_routes()))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .merge(
+            measured(&services, Endpoint::AdminRevocations, revocation_routes())
+                .layer(DefaultBodyLimit::max(MAX_BATCH)),
+        )
+        .layer(middleware::map_response(uncached));
+    enclosed(api, services)
+}
+
+fn realm_routes() -> Router<Shared> {
+    Router::new()
+        .route("/admin/v1/realms", get(realms::list).post(realms::create))
+        .route("/admin/v1/realms/{realm}", get(realms::show).patch(realms::change))
+}
+
+fn below_realms(services: &Shared) -> Router<Shared> {
+    Router::new()
+        .route("/admin/v1/realms/{realm}/{*rest}", any(realms::forward))
+        .layer(middleware::from_fn_with_state(Arc::clone(services), auth::require))
 }
 
 fn client_routes() -> Router<Shared> {

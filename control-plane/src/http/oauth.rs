@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 
 use super::{Shared, enclosed, health, measured, uncached};
 use crate::metrics::Endpoint;
@@ -15,6 +15,7 @@ mod error;
 mod introspect;
 mod metadata;
 mod parameters;
+mod realms;
 mod register;
 mod revoke;
 mod token;
@@ -53,7 +54,17 @@ pub fn router(services: Shared) -> Router {
         // RFC 8414 §3.1 puts the well-known part before the issuer's path, OpenID Connect Discovery §4 behind it.
         .route(&format!("/.well-known/oauth-authorization-server{path}"), get(metadata::metadata))
         .route(&format!("{path}/.well-known/openid-configuration"), get(metadata::openid_configuration));
+    let others = match services.realms {
+        None => Router::new(),
+        Some(_) => {
+            Router::new().route(&format!("{path}/realms/{{realm}}/{{*rest}}"), any(realms::forward)).route(
+                &format!("/.well-known/oauth-authorization-server{path}/realms/{{realm}}"),
+                any(realms::forward),
+            )
+        }
+    };
     let router = Router::new()
+        .merge(others)
         .merge(requests)
         .merge(endpoint(Endpoint::Discovery, discovery))
         .route("/healthz", get(health::healthz));

@@ -14,6 +14,7 @@ use crate::issuance::IssuanceError;
 use crate::issuers::IssuersError;
 use crate::keys::KeysError;
 use crate::policies::PoliciesError;
+use crate::realms::RealmError;
 use crate::registry::{FieldError, RegistryError};
 use crate::revocation::RevocationError;
 use crate::sessions::SessionError;
@@ -139,6 +140,19 @@ impl From<KeysError> for Problem {
             KeysError::Store(error) => error.into(),
             KeysError::Feed(error) => error.into(),
             KeysError::Wrapped { .. } | KeysError::Library | KeysError::Claims(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RealmError> for Problem {
+    fn from(error: RealmError) -> Self {
+        match error {
+            RealmError::Invalid(errors) => fields("fields that cannot be accepted", errors),
+            RealmError::Exists => Self::new(StatusCode::CONFLICT, error.to_string()),
+            RealmError::NotFound => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            RealmError::Start(_) => Self::internal(&error),
+            RealmError::Revocation(error) => error.into(),
+            RealmError::Store(error) => error.into(),
         }
     }
 }

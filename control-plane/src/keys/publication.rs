@@ -36,13 +36,14 @@ fn verification_keys(keys: &[StoredKey]) -> Result<Vec<VerificationKey>, StoreEr
         .collect()
 }
 
-/// The configured issuer is the only one of ours: keys of a former issuer leave the feed.
+/// A realm has one issuer: keys of a former one leave the feed.
 pub(super) async fn withdraw_other_issuers(
     transaction: &mut Transaction,
-    issuer: &str,
+    KeySettings { issuer, realm, .. }: &KeySettings,
 ) -> Result<(), StoreError> {
     let now: UnixMillis = wall_now();
-    for other in signing_keys::issuers(transaction).await?.into_iter().filter(|other| other != issuer) {
+    for other in signing_keys::issuers(transaction, realm).await?.into_iter().filter(|other| other != issuer)
+    {
         let mut keys = signing_keys::locked(transaction, &other).await?;
         let mut withdrawn = false;
         for key in keys.iter_mut().filter(|key| key.record.state.published().is_some()) {

@@ -24,18 +24,19 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-/// The claims of the token, expired or not.
+/// The realm of the token and its claims, expired or not.
 pub(crate) async fn by_digest(
     store: &Store,
     digest_hash: &[u8; 32],
-) -> Result<Option<Map<String, Value>>, StoreError> {
-    let row = query("SELECT claims FROM opaque_tokens WHERE digest_hash = $1")
+) -> Result<Option<(String, Map<String, Value>)>, StoreError> {
+    let row = query("SELECT realm, claims FROM opaque_tokens WHERE digest_hash = $1")
         .bind(digest_hash)
         .fetch_optional(store)
         .await?;
     row.map(|row| {
         let claims: String = row.get("claims")?;
-        serde_json::from_str(&claims).map_err(|error| corrupt("token's claims", error))
+        let claims = serde_json::from_str(&claims).map_err(|error| corrupt("token's claims", error))?;
+        Ok((row.get("realm")?, claims))
     })
     .transpose()
 }

@@ -198,18 +198,19 @@ pub(crate) async fn end(
     Ok(ended > 0)
 }
 
-/// As [`end`], every session that is named.
+/// As [`end`], every session of the realm that is named.
 pub(crate) async fn end_named(
     transaction: &mut Transaction,
+    realm: &str,
     ids: &[&str],
     now: UnixMillis,
 ) -> Result<(), StoreError> {
     for chunk in ids.chunks(500) {
-        let list = placeholders(2, chunk.len());
+        let list = placeholders(3, chunk.len());
         let sql = format!(
-            "UPDATE sessions SET status = 'ended', ended_at = $1 WHERE status = 'active' AND id IN {list}"
+            "UPDATE sessions SET status = 'ended', ended_at = $1 WHERE status = 'active' AND realm = $2 AND id IN {list}"
         );
-        let update = query(sqlx::AssertSqlSafe(sql)).bind(now.0);
+        let update = query(sqlx::AssertSqlSafe(sql)).bind(now.0).bind(realm);
         chunk.iter().fold(update, |update, id| update.bind(*id)).execute(transaction).await?;
     }
     Ok(())

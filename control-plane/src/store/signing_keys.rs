@@ -70,9 +70,10 @@ pub(crate) async fn locked(
     rows.iter().map(key_from).collect()
 }
 
-/// Issuers that have keys.
-pub(crate) async fn issuers(transaction: &mut Transaction) -> Result<Vec<String>, StoreError> {
-    query("SELECT DISTINCT issuer FROM signing_keys ORDER BY issuer")
+/// Issuers of a realm that have keys.
+pub(crate) async fn issuers(transaction: &mut Transaction, realm: &str) -> Result<Vec<String>, StoreError> {
+    query("SELECT DISTINCT issuer FROM signing_keys WHERE realm = $1 ORDER BY issuer")
+        .bind(realm)
         .fetch_all(transaction)
         .await?
         .iter()

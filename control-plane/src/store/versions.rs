@@ -22,9 +22,11 @@ pub(crate) enum Topic {
     SigningKeys,
     /// Clients and their secrets.
     Clients,
+    /// Realms beside the default one.
+    Realms,
 }
 
-const TOPICS: [Topic; 2] = [Topic::SigningKeys, Topic::Clients];
+const TOPICS: [Topic; 3] = [Topic::SigningKeys, Topic::Clients, Topic::Realms];
 
 impl Topic {
     /// Its row in the table `versions`.
@@ -32,6 +34,7 @@ impl Topic {
         match self {
             Self::SigningKeys => "signing_keys",
             Self::Clients => "clients",
+            Self::Realms => "realms",
         }
     }
 }

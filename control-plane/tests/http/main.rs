@@ -13,6 +13,7 @@ mod jwt_bearer;
 mod keys;
 mod opaque;
 mod operations;
+mod realms;
 mod register;
 mod revoke;
 mod sessions;

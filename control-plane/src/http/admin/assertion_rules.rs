@@ -18,7 +18,7 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let stored = services.assertions.create(rule).await?;
     tracing::info!(rule = stored.id, client = stored.rule.client_id, actor = ACTOR, "assertion rule made");
-    let location = format!("/admin/v1/assertion-rules/{}", stored.id);
+    let location = format!("{}/assertion-rules/{}", services.admin_path, stored.id);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(stored)).into_response())
 }
 

@@ -51,7 +51,7 @@ pub(super) async fn create(
     let (client, secret) = services.registry.create_client(new).await?;
     tracing::info!(client = client.client_id, actor = ACTOR, "client registered");
     // Only unreserved characters are in an id (checked at registration), so it is a path segment as it stands.
-    let location = format!("/admin/v1/clients/{}", client.client_id);
+    let location = format!("{}/clients/{}", services.admin_path, client.client_id);
     let body =
         Json(Created { client: &client, client_secret: secret.as_ref().map(|secret| secret.as_str()) });
     Ok((StatusCode::CREATED, [(LOCATION, location)], body).into_response())

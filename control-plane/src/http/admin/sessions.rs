@@ -58,7 +58,7 @@ pub(super) async fn open(
     Body(new): Body<NewSession>,
 ) -> Result<Response, Problem> {
     let opened = services.sessions.open(new).await?;
-    let location = format!("/admin/v1/sessions/{}", opened.session.id);
+    let location = format!("{}/sessions/{}", services.admin_path, opened.session.id);
     let body = Json(Opened {
         session: &opened.session,
         access_token: &opened.access.access_token,

@@ -105,9 +105,14 @@ impl OAuthError {
         Self { status: StatusCode::PAYLOAD_TOO_LARGE, ..Self::request(description) }
     }
 
-    /// Nothing at this path.
+    /// Clients do not register themselves.
     pub(super) fn not_found() -> Self {
-        Self { status: StatusCode::NOT_FOUND, ..Self::request("clients cannot register themselves here") }
+        Self::nothing_there("clients cannot register themselves here")
+    }
+
+    /// Nothing at this path.
+    pub(super) fn nothing_there(description: &str) -> Self {
+        Self { status: StatusCode::NOT_FOUND, ..Self::request(description) }
     }
 
     /// A fault of ours.

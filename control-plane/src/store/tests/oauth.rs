@@ -290,7 +290,10 @@ async fn opaque_tokens_are_kept_until_they_are_over(place: Place) {
     let store = place.open().await;
     let claims = json!({"sub": "alice", "aud": ["a"], "exp": 10}).as_object().unwrap().clone();
     opaque_tokens::insert(&store, &[1; 32], "default", &claims, UnixMillis(10)).await.unwrap();
-    assert_eq!(opaque_tokens::by_digest(&store, &[1; 32]).await.unwrap(), Some(claims));
+    assert_eq!(
+        opaque_tokens::by_digest(&store, &[1; 32]).await.unwrap(),
+        Some(("default".to_owned(), claims))
+    );
     assert_eq!(opaque_tokens::by_digest(&store, &[2; 32]).await.unwrap(), None);
     assert_eq!(opaque_tokens::purge(&store, UnixMillis(10), 10).await.unwrap(), 0);
     assert_eq!(opaque_tokens::purge(&store, UnixMillis(11), 10).await.unwrap(), 1);
@@ -309,7 +312,8 @@ async fn sessions_are_listed_by_their_subject_and_purged_when_they_are_over(plac
     assert_eq!(ids("").await, ["a", "b"]);
     assert_eq!(ids("b").await, ["s"]);
     transact!(store, |transaction| -> Result<(), StoreError> {
-        sessions::end_named(transaction, &["a", "none"], UnixMillis(7)).await?;
+        sessions::end_named(transaction, "tenant", &["b"], UnixMillis(6)).await?;
+        sessions::end_named(transaction, "default", &["a", "none"], UnixMillis(7)).await?;
         sessions::end_of_subject(transaction, subject_id(), UnixMillis(8)).await.map(drop)
     })
     .unwrap();
