@@ -42,7 +42,8 @@ pub(super) async fn withdraw_other_issuers(
     KeySettings { issuer, realm, .. }: &KeySettings,
 ) -> Result<(), StoreError> {
     let now: UnixMillis = wall_now();
-    for other in signing_keys::issuers(transaction, realm).await?.into_iter().filter(|other| other != issuer)
+    for other in
+        signing_keys::issuers_of_realm(transaction, realm).await?.into_iter().filter(|other| other != issuer)
     {
         let mut keys = signing_keys::locked(transaction, &other).await?;
         let mut withdrawn = false;

@@ -51,6 +51,12 @@ async fn is_active(server: &Server, place: &str, client: &Registered, token: &st
     body["active"].as_bool().unwrap()
 }
 
+/// The ids of the keys that the issuer at `place` publishes.
+async fn kids(server: &Server, place: &str) -> Vec<Value> {
+    let (_, jwks) = answer(server.http.get(server.oauth(&format!("{place}/oauth2/jwks")))).await;
+    jwks["keys"].as_array().unwrap().iter().map(|key| key["kid"].clone()).collect()
+}
+
 #[tokio::test]
 async fn a_realm_has_its_own_issuer_keys_and_clients() {
     let server = Server::start().await;
@@ -71,12 +77,8 @@ async fn a_realm_has_its_own_issuer_keys_and_clients() {
     let token = token(&server, "/realms/acme", &client).await;
     let claims = part(&token, 1);
     assert_eq!((&claims["iss"], &claims["client_id"]), (&json!(issuer), &json!("app")));
-    let kids = async |place: &str| {
-        let (_, jwks) = answer(server.http.get(server.oauth(&format!("{place}/oauth2/jwks")))).await;
-        jwks["keys"].as_array().unwrap().iter().map(|key| key["kid"].clone()).collect::<Vec<_>>()
-    };
-    assert_eq!(kids("/realms/acme").await, [part(&token, 0)["kid"].clone()]);
-    assert_ne!(kids("/realms/acme").await, kids("").await);
+    assert_eq!(kids(&server, "/realms/acme").await, [part(&token, 0)["kid"].clone()]);
+    assert_ne!(kids(&server, "/realms/acme").await, kids(&server, "").await);
     // A client is one of its realm alone, and so is a token.
     for place in ["", "/realms/other"] {
         assert_oauth_error(ask(&server, place, &client), 401, "invalid_client").await;
@@ -86,7 +88,7 @@ async fn a_realm_has_its_own_issuer_keys_and_clients() {
     // Through a restart.
     let server = server.restarted().await;
     assert!(is_active(&server, "/realms/acme", &client, &token).await);
-    assert_eq!(kids("/realms/acme").await.len(), 1);
+    assert_eq!(kids(&server, "/realms/acme").await.len(), 1);
 }
 
 #[tokio::test]

@@ -25,8 +25,10 @@ mod tests {
 
     #[test]
     fn every_route_is_described_and_nothing_else() {
-        let routes: BTreeSet<&str> =
-            include_str!("../admin.rs").split('"').filter(|text| text.starts_with("/admin/v1/")).collect();
+        let routes: BTreeSet<&str> = include_str!("../admin.rs")
+            .split('"')
+            .filter(|text| text.starts_with("/admin/v1/") && !text.contains('*'))
+            .collect();
         let described: BTreeSet<&str> =
             DOCUMENT["paths"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(described, routes);
