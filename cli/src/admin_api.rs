@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use reqwest::{Client, Method, Url};
 use serde_json::Value;
 
@@ -15,13 +15,22 @@ pub(crate) struct AdminApi {
     http: Client,
     base: Url,
     token: String,
+    realm: Option<String>,
 }
+
+/// What each realm has of its own.
+const OF_A_REALM: [&str; 6] = ["clients", "sessions", "subjects", "assertion-rules", "keys", "revocations"];
 
 impl AdminApi {
     /// The API at `url`, called with the bearer `token`.
     pub(crate) fn new(url: &str, token: String, ca_file: Option<&Path>) -> Result<Self> {
         let base = http_client::url(url)?;
-        Ok(Self { http: http_client::client(&base, ca_file)?, base, token })
+        Ok(Self { http: http_client::client(&base, ca_file)?, base, token, realm: None })
+    }
+
+    /// The same, of one realm.
+    pub(crate) fn in_realm(self, realm: Option<String>) -> Self {
+        Self { realm, ..self }
     }
 
     /// `GET /admin/v1/{path}`; each segment is escaped.
@@ -31,7 +40,7 @@ impl AdminApi {
 
     /// As [`Self::get`], with a query.
     pub(crate) async fn get_with(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value> {
-        let mut url = url_of(&self.base, path)?;
+        let mut url = url_of(&self.base, self.realm.as_deref(), path)?;
         url.query_pairs_mut().extend_pairs(query);
         self.call_url(Method::GET, url, None).await
     }
@@ -58,7 +67,7 @@ impl AdminApi {
 
     /// `null` for an answer without a body; a refusal becomes an error with the server's explanation.
     async fn call(&self, method: Method, path: &[&str], body: Option<&Value>) -> Result<Value> {
-        self.call_url(method, url_of(&self.base, path)?, body).await
+        self.call_url(method, url_of(&self.base, self.realm.as_deref(), path)?, body).await
     }
 
     async fn call_url(&self, method: Method, url: Url, body: Option<&Value>) -> Result<Value> {
@@ -83,13 +92,21 @@ impl AdminApi {
     }
 }
 
-/// `base` with `/admin/v1` and the segments, each escaped so that it stays one.
-fn url_of(base: &Url, path: &[&str]) -> Result<Url> {
+/// `base` with `/admin/v1`, the realm and the segments, each escaped so that it stays one.
+fn url_of(base: &Url, realm: Option<&str>, path: &[&str]) -> Result<Url> {
+    let place = match (realm, path.first()) {
+        (Some(realm), Some(first)) if OF_A_REALM.contains(first) => vec!["realms", realm],
+        (Some(_), Some(first)) if *first != "realms" => {
+            bail!("{first} are of no realm; leave --realm (ATM_REALM) out")
+        }
+        _ => Vec::new(),
+    };
     let mut url = base.clone();
     url.path_segments_mut()
         .map_err(|()| anyhow!("{base} cannot be an address"))?
         .pop_if_empty()
         .extend(["admin", "v1"])
+        .extend(place)
         .extend(path);
     Ok(url)
 }
@@ -122,8 +139,17 @@ mod tests {
     #[test]
     fn a_segment_cannot_leave_its_place() {
         let base = Url::parse("http://127.0.0.1:1/base/").unwrap();
-        let url = url_of(&base, &["clients", "a/../b?c"]).unwrap();
+        let url = url_of(&base, None, &["clients", "a/../b?c"]).unwrap();
         assert_eq!(url.path(), "/base/admin/v1/clients/a%2F..%2Fb%3Fc");
+    }
+
+    #[test]
+    fn a_realm_has_its_own_of_some_things_alone() {
+        let base = Url::parse("http://127.0.0.1:1").unwrap();
+        let path = |path: &[&str]| url_of(&base, Some("a"), path).map(|url| url.path().to_owned());
+        assert_eq!(path(&["clients", "c"]).unwrap(), "/admin/v1/realms/a/clients/c");
+        assert_eq!(path(&["realms", "b"]).unwrap(), "/admin/v1/realms/b");
+        assert!(path(&["policies"]).unwrap_err().to_string().contains("--realm"));
     }
 
     #[test]

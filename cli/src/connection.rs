@@ -27,6 +27,9 @@ pub(crate) struct Connection {
     /// File with the admin API's bearer token (or set ATM_ADMIN_TOKEN to the token)
     #[arg(long, global = true, env = "ATM_ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
+    /// The realm whose clients, sessions, subjects, assertion rules, keys or revocations are meant; the default one when left out
+    #[arg(long, global = true, env = "ATM_REALM", value_name = "NAME")]
+    realm: Option<String>,
     /// PEM file with certificate authorities to trust besides the system's
     #[arg(long, global = true, env = "ATM_CA_FILE", value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
@@ -42,7 +45,7 @@ impl Connection {
                 "which control plane? give --dir DIR of a local stack (or set ATM_DEV_DIR), or --admin-url URL with --admin-token-file FILE"
             ),
         };
-        AdminApi::new(&url, token, self.ca_file.as_deref())
+        Ok(AdminApi::new(&url, token, self.ca_file.as_deref())?.in_realm(self.realm.clone()))
     }
 
     /// The local stack in `--dir`, if the option was given and `--admin-url` does not come before it.

@@ -24,6 +24,7 @@ mod keys;
 mod output;
 mod policy;
 mod policy_table;
+mod realm;
 mod reason;
 mod reference;
 mod revoke;
@@ -63,6 +64,9 @@ enum Command {
     /// Which assertions of trusted issuers stand for which client
     #[command(subcommand)]
     AssertionRule(assertion_rule::Command),
+    /// Realms: tenants with their own issuer, keys, clients and sessions
+    #[command(subcommand)]
+    Realm(realm::Command),
     /// Issue, read and verify access tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -133,6 +137,7 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Session(command) => command.run(connection).await?,
         Command::Subject(command) => command.run(connection).await?,
         Command::AssertionRule(command) => command.run(connection).await?,
+        Command::Realm(command) => command.run(connection).await?,
         Command::Fleet => fleet::run(connection).await?,
         Command::Backup(backup) => backup.run(connection).await?,
         Command::Restore(restore) => restore.run(connection).await?,

@@ -90,6 +90,27 @@ impl Mesh {
     }
 }
 
+/// The token endpoint and the admin API of one realm.
+impl Mesh {
+    async fn admin_of(&self, realm: &str, method: &str, path: &str, body: Value) -> Value {
+        self.admin(method, &format!("/admin/v1/realms/{realm}{path}"), body).await
+    }
+
+    async fn client_of(&self, realm: &str, mut members: Value) -> Registered {
+        members["scopes"] = json!(["orders.read"]);
+        members["audiences"] = json!(["orders-api"]);
+        let created = self.admin_of(realm, "POST", "/clients", members).await;
+        Registered { id: text(&created, "client_id"), secret: text(&created, "client_secret") }
+    }
+
+    async fn token_of(&self, realm: &str, client: &Registered) -> String {
+        let path = format!("/realms/{realm}/oauth2/token");
+        let answer = self.oauth(&path, client, &[("grant_type", "client_credentials")]).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        text(&answer.json(), "access_token")
+    }
+}
+
 fn text(value: &Value, name: &str) -> String {
     value[name].as_str().unwrap_or_else(|| panic!("{name} in {value}")).to_owned()
 }
@@ -203,4 +224,32 @@ async fn an_opaque_token_is_asked_about_once_and_refused_when_it_is_revoked() {
     mesh.client.until_settled().await;
     mesh.expect(&revoked, "revoked_token").await;
     mesh.expect(&kept, "permit").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_realm_is_trusted_when_it_is_made_and_ends_alone() {
+    let mesh = Mesh::start().await;
+    for name in ["acme", "other"] {
+        mesh.admin("POST", "/admin/v1/realms", json!({ "name": name })).await;
+    }
+    mesh.until_applied().await;
+    let jwt = mesh.client_of("acme", json!({ "client_id": "app" })).await;
+    let opaque = mesh.client_of("acme", json!({ "access_token_format": "opaque" })).await;
+    let namesake = mesh.client_of("other", json!({ "client_id": "app" })).await;
+    let ended = [mesh.token_of("acme", &jwt).await, mesh.token_of("acme", &opaque).await];
+    let spared = mesh.token_of("other", &namesake).await;
+    for token in ended.iter().chain([&spared]) {
+        mesh.expect(token, "permit").await;
+    }
+    // The same name in another realm is another client.
+    let selector = json!({ "selector": { "client": "app" } });
+    mesh.admin_of("acme", "POST", "/revocations", selector).await;
+    mesh.until_applied().await;
+    mesh.expect(&ended[0], "revoked_client").await;
+    mesh.expect(&ended[1], "permit").await;
+    mesh.expect(&spared, "permit").await;
+    mesh.admin("PATCH", "/admin/v1/realms/acme", json!({ "status": "disabled" })).await;
+    mesh.until_applied().await;
+    mesh.expect(&ended[1], "revoked_realm").await;
+    mesh.expect(&spared, "permit").await;
 }

@@ -4,12 +4,11 @@ use std::borrow::Cow;
 
 use super::versions::{self, Topic};
 use super::{Row, Store, StoreError, Transaction, corrupt, query, transact};
+use crate::realms::DEFAULT_REALM;
 use crate::registry::{Client, ClientConfiguration, ClientStatus, SecretHashes};
 
-/// The realm whose clients have plain keys, as rows from before there were realms do.
-const DEFAULT_REALM: &str = "default";
-
-/// What a client is found by: its id alone is unique within its realm only.
+/// What a client is found by: its id alone is unique within its realm only. Those of the default realm have plain keys, as rows
+/// from before there were realms do.
 pub(crate) fn key<'a>(realm: &str, client_id: &'a str) -> Cow<'a, str> {
     if realm == DEFAULT_REALM { Cow::Borrowed(client_id) } else { format!("{realm}/{client_id}").into() }
 }

@@ -149,6 +149,27 @@ async fn an_end_at_one_replica_wins_over_refreshes_at_the_other() {
     assert_eq!(refused.status, 409, "{}", refused.text());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_realm_that_is_disabled_at_one_replica_issues_at_none() {
+    let replicas = start().await;
+    let planes = &replicas.planes;
+    let (one, other) = (planes[0].client(), planes[1].client());
+    call(&one, "POST", "/admin/v1/realms", &json!({ "name": "acme" })).await;
+    let members = json!({ "scopes": ["orders.read"], "audiences": ["orders-api"] });
+    let created = call(&other, "POST", "/admin/v1/realms/acme/clients", &members).await;
+    let app = App { id: text(&created, "client_id"), secret: text(&created, "client_secret") };
+    let ask = async |plane: &ControlPlane| {
+        let path = "/realms/acme/oauth2/token";
+        app.post(plane, path, &[("grant_type", "client_credentials")]).await.status
+    };
+    for _ in 0..3 {
+        assert_eq!((ask(&planes[0]).await, ask(&planes[1]).await), (200, 200));
+        call(&one, "PATCH", "/admin/v1/realms/acme", &json!({ "status": "disabled" })).await;
+        assert_eq!((ask(&planes[1]).await, ask(&planes[0]).await), (404, 404));
+        call(&other, "PATCH", "/admin/v1/realms/acme", &json!({ "status": "active" })).await;
+    }
+}
+
 /// A replica is killed while it rotates: whatever was committed, the client's token gives the one successor.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_dies_amid_refreshes_costs_nobody_a_session() {

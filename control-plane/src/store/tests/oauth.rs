@@ -4,10 +4,13 @@ use serde_json::json;
 
 use super::*;
 use crate::api_keys::{ApiKey, ApiKeyStatus};
+use crate::keys::{KeyRecord, SigningKeyState};
+use crate::realms::{Realm, RealmSettings, RealmStatus};
 use crate::registry::{Client, ClientConfiguration, ClientStatus, SecretHashes};
 use crate::sessions::{DisabledSubject, Session, SessionDetails, SessionStatus};
 use crate::store::sessions::{Refresh, Scopes};
-use crate::store::{api_keys, clients, opaque_tokens, sessions, single_use, subjects};
+use crate::store::signing_keys::{self, StoredKey};
+use crate::store::{api_keys, clients, opaque_tokens, realms, sessions, single_use, subjects};
 
 contract!(
     a_client_is_kept_whole_and_within_its_realm,
@@ -20,6 +23,8 @@ contract!(
     opaque_tokens_are_kept_until_they_are_over,
     an_api_key_before_a_rotation_is_found_until_its_overlap_ends,
     sessions_are_listed_by_their_subject_and_purged_when_they_are_over,
+    realms_are_kept_and_their_changes_are_told,
+    issuers_are_those_of_their_realm,
 );
 
 const ISSUER: &str = "https://id.example.com";
@@ -322,6 +327,72 @@ async fn sessions_are_listed_by_their_subject_and_purged_when_they_are_over(plac
     assert_eq!(sessions::purge(&store, UnixMillis(9_000), 2).await.unwrap(), 0);
     assert_eq!(sessions::purge(&store, UnixMillis(9_001), 2).await.unwrap(), 2, "bounded");
     assert_eq!(sessions::purge(&store, UnixMillis(9_001), 2).await.unwrap(), 1);
+}
+
+fn realm(name: &str) -> Realm {
+    Realm {
+        name: name.into(),
+        settings: RealmSettings { session_idle_seconds: Some(60), ..RealmSettings::default() },
+        status: RealmStatus::Active,
+        created_at: 1,
+        updated_at: 2,
+    }
+}
+
+async fn realms_are_kept_and_their_changes_are_told(place: Place) {
+    let store = place.open().await;
+    let another = if store.is_shared() { place.open().await } else { store.clone() };
+    let insert = async |realm: &Realm| {
+        transact!(store, |transaction| -> Result<(), StoreError> { realms::insert(transaction, realm).await })
+    };
+    for name in ["b", "a"] {
+        insert(&realm(name)).await.unwrap();
+    }
+    assert!(matches!(insert(&realm("a")).await, Err(StoreError::Exists)));
+    assert_eq!(realms::get(&store, "a").await.unwrap(), Some(realm("a")));
+    assert_eq!(realms::get(&store, "c").await.unwrap(), None);
+    assert_eq!(realms::list(&store, "", 10).await.unwrap(), [realm("a"), realm("b")]);
+    assert_eq!(realms::list(&store, "a", 10).await.unwrap(), [realm("b")]);
+    let before = another.version(versions::Topic::Realms);
+    let changed = Realm { status: RealmStatus::Disabled, settings: RealmSettings::default(), ..realm("a") };
+    transact!(store, |transaction| -> Result<(), StoreError> {
+        assert!(realms::locked(transaction, "a").await?.is_some());
+        realms::update(transaction, &changed).await
+    })
+    .unwrap();
+    assert_eq!(realms::get(&another, "a").await.unwrap(), Some(changed));
+    another.look_at_versions().await.unwrap();
+    assert!(another.version(versions::Topic::Realms) > before, "copies are known to be stale");
+}
+
+async fn issuers_are_those_of_their_realm(place: Place) {
+    let store = place.open().await;
+    let key = |kid: &str, issuer: &str, realm: &str| StoredKey {
+        record: KeyRecord {
+            kid: kid.into(),
+            issuer: issuer.into(),
+            algorithm: atm_core::key::Algorithm::ES256,
+            state: SigningKeyState::Active,
+            created_at: 1,
+            activated_at: None,
+            retiring_at: None,
+            retired_at: None,
+        },
+        realm: realm.into(),
+        spki: vec![1],
+        wrapped: vec![2],
+    };
+    let found = transact!(store, |transaction| -> Result<_, StoreError> {
+        for key in [key("1", "i", "default"), key("2", "i/realms/a", "a"), key("3", "old/realms/a", "a")] {
+            signing_keys::insert(transaction, &key).await?;
+        }
+        let of_a = signing_keys::issuers_of_realm(transaction, "a").await?;
+        Ok((signing_keys::issuers_of_realm(transaction, "default").await?, of_a))
+    });
+    assert_eq!(
+        found.unwrap(),
+        (vec!["i".to_owned()], vec!["i/realms/a".to_owned(), "old/realms/a".to_owned()])
+    );
 }
 
 async fn an_api_key_before_a_rotation_is_found_until_its_overlap_ends(place: Place) {
