@@ -222,6 +222,7 @@ async fn serve_default(plant: Plant, lifecycle: &Lifecycle) -> Result<Services, 
         Arc::new(move |realm| Box::pin(plant.clone().serve(realm)))
     };
     let realms = Realms::new(plant.store.clone(), Arc::clone(&plant.clock), serve);
+    lifecycle.spawn_background("realms", realms.clone().run(lifecycle.background_ends()));
     let services = plant.services(&tenant, keys, Some(realms));
     let tracing = start_tracing(plant.config.tracing.as_ref(), lifecycle)?;
     let introspection = services.introspection.clone();

@@ -2,19 +2,23 @@
 //! configured issuer; another one is at `<issuer>/realms/<name>`.
 //!
 //! A realm costs a row and its public keys at the sidecars. What serves it is made when its first request comes and
-//! forgotten when others are served in its place, so that thousands which nobody uses cost nothing here.
+//! forgotten after ten minutes without one, or when others are served in its place, so that thousands which nobody uses
+//! cost nothing here.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use atm_core::key::Algorithm;
+use atm_core::time::UnixMillis;
 use axum::Router;
 use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::app::StartError;
 use crate::clock::IssueClock;
@@ -27,6 +31,10 @@ use crate::store::{Store, StoreError, realms as rows, transact};
 pub const DEFAULT_REALM: &str = "default";
 /// Realms that are served out of memory.
 const SERVED: usize = 256;
+/// How long a realm without a request is kept ready.
+const IDLE: Duration = Duration::from_mins(10);
+/// How often it is looked for those.
+const SWEEP: Duration = Duration::from_mins(1);
 /// Characters of a name: what a host name's label may have, too.
 const MAX_NAME: usize = 63;
 /// Seconds of a token at most.
@@ -128,14 +136,24 @@ pub struct Served {
 pub type Serve =
     dyn Fn(Realm) -> Pin<Box<dyn Future<Output = Result<Served, StartError>> + Send>> + Send + Sync;
 
+/// A realm that is ready.
+#[derive(Clone)]
+struct Kept {
+    /// The version of all realms that it was made at, or found unchanged at.
+    version: u64,
+    realm: Realm,
+    served: Arc<Served>,
+    /// When a request last came, in milliseconds.
+    used_at: Arc<AtomicI64>,
+}
+
 /// The realms beside the default one; clones share everything.
 #[derive(Clone)]
 pub struct Realms {
     store: Store,
     clock: Arc<IssueClock>,
     serve: Arc<Serve>,
-    /// With the version of all realms that it was made at.
-    served: Arc<Cache<String, (u64, Realm, Arc<Served>)>>,
+    served: Arc<Cache<String, Kept>>,
     /// One is made at a time.
     making: Arc<Mutex<()>>,
 }
@@ -216,29 +234,45 @@ impl Realms {
     pub async fn served(&self, name: &str) -> Result<Arc<Served>, RealmError> {
         // Brings what other replicas have changed: see `crate::store::versions`.
         self.clock.issue().await?;
-        let version = self.store.version(Topic::Realms);
-        if let Some((at, _, served)) = self.served.get(name)
-            && at == version
-        {
-            return Ok(served);
+        let now = self.clock.wall().0;
+        if let Some(kept) = self.kept(name) {
+            kept.used_at.store(now, Ordering::Relaxed);
+            return Ok(kept.served);
         }
         let _one_at_a_time = self.making.lock().await;
-        let version = self.store.version(Topic::Realms);
-        let before = self.served.get(name);
-        if let Some((at, _, served)) = &before
-            && *at == version
-        {
-            return Ok(Arc::clone(served));
+        if let Some(kept) = self.kept(name) {
+            return Ok(kept.served);
         }
+        let version = self.store.version(Topic::Realms);
         let realm = self.get(name).await?;
         // Another realm has changed, not this one.
-        let unchanged = before.filter(|(_, known, _)| *known == realm).map(|(_, _, served)| served);
+        let unchanged = self.served.get(name).filter(|kept| kept.realm == realm);
         let served = match unchanged {
-            Some(served) => served,
+            Some(kept) => kept.served,
             None => Arc::new((self.serve)(realm.clone()).await.map_err(Box::new)?),
         };
-        self.served.insert(name.to_owned(), (version, realm, Arc::clone(&served)));
+        let kept =
+            Kept { version, realm, served: Arc::clone(&served), used_at: Arc::new(AtomicI64::new(now)) };
+        self.served.insert(name.to_owned(), kept);
         Ok(served)
+    }
+
+    /// Forgets realms that nobody asks for, until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(SWEEP);
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.forget_idle(self.clock.wall());
+        }
+    }
+
+    fn forget_idle(&self, now: UnixMillis) {
+        let since = now.0.saturating_sub(i64::try_from(IDLE.as_millis()).unwrap_or(i64::MAX));
+        self.served.retain(|_, kept| kept.used_at.load(Ordering::Relaxed) >= since);
+    }
+
+    /// What is ready and as the newest version that is known has it.
+    fn kept(&self, name: &str) -> Option<Kept> {
+        self.served.get(name).filter(|kept| kept.version == self.store.version(Topic::Realms))
     }
 }
 
@@ -280,3 +314,6 @@ fn check(name: Option<&str>, settings: &RealmSettings) -> Result<(), RealmError>
 pub fn issuer_of(default_issuer: &str, name: &str) -> String {
     format!("{default_issuer}/realms/{name}")
 }
+
+#[cfg(test)]
+mod tests;
