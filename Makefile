@@ -13,7 +13,7 @@ tools: ## install system packages, nats-server, Envoy and RocksDB's archive wher
 	@tools/install.sh
 
 build: tools ## the three programs, in the profile that demo and tests share
-	@$(ENV) cargo build --locked -p atm-control-plane -p atm-sidecar -p atmctl
+	@$(ENV) cargo build --locked --workspace --bins
 
 demo: build ## issue a token, use it through Envoy, revoke it, see it refused
 	@$(ENV) examples/walkthrough.sh
@@ -26,7 +26,7 @@ lint: tools ## formatting, and clippy with warnings denied
 	@$(ENV) cargo clippy --locked --workspace --all-targets -- -D warnings
 
 bench: tools ## the figures of docs/benchmarks.md
-	@$(ENV) cargo build --locked --release -p atm-control-plane -p atm-sidecar -p atmctl
+	@$(ENV) cargo build --locked --release --workspace --bins
 	@$(ENV) ATM_BIN_DIR=$$CARGO_TARGET_DIR/release cargo bench --locked --workspace --bench '*'
 
 fuzz: tools ## each fuzz target for a few seconds (SECONDS_EACH=10)

@@ -59,7 +59,7 @@ const SIDECAR_ID: &[u8] = b"sidecar-id";
 const GENERATION: &[u8] = b"generation";
 
 /// Bytes that wait in memory to be written as table files, at most.
-const MEMTABLE_BYTES: usize = 32 << 20;
+const MEMTABLE_BYTES: usize = 16 << 20;
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
