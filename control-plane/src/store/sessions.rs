@@ -61,6 +61,7 @@ pub(crate) struct Refresh<'a> {
     pub(crate) now: UnixMillis,
     /// Since when a rotation is young enough for its predecessor to be taken once more.
     pub(crate) grace_since: UnixMillis,
+    /// At the latest; a session that was opened with a shorter idle time keeps that.
     pub(crate) idle_expires_at: UnixMillis,
 }
 
@@ -108,7 +109,8 @@ pub(crate) async fn refresh(
     const SQL: &str = concat!(
         "UPDATE sessions SET \
          refreshed_at = CASE WHEN generation = $2 THEN $3 ELSE refreshed_at END, \
-         idle_expires_at = CASE WHEN generation = $2 THEN $4 ELSE idle_expires_at END, \
+         idle_expires_at = CASE WHEN generation <> $2 THEN idle_expires_at \
+         WHEN idle_expires_at - refreshed_at < $4 - $3 THEN $3 + idle_expires_at - refreshed_at ELSE $4 END, \
          generation = $2 + 1 \
          WHERE id = $1 AND (generation = $2 OR (generation = $2 + 1 AND refreshed_at >= $5)) \
          AND status = 'active' AND expires_at > $3 AND idle_expires_at > $3 \

@@ -198,6 +198,19 @@ async fn a_session_ends_by_idleness() {
     assert_oauth_error(refresh(&server, &client, text(&opened, "refresh_token")), 400, "invalid_grant").await;
 }
 
+#[tokio::test]
+async fn a_refresh_keeps_the_sessions_own_idle_time() {
+    let server = Server::start().await;
+    let client = client(&server).await;
+    let body = json!({ "subject": "alice", "client_id": client.id, "idle_seconds": 600 });
+    let (_, opened) = answer(server.admin("POST", "/admin/v1/sessions").json(&body)).await;
+    let (status, refreshed) = answer(refresh(&server, &client, text(&opened, "refresh_token"))).await;
+    assert_eq!(status, 200, "{refreshed}");
+    let session = session(&server, text(&opened, "id")).await;
+    let idle = |from: &str| session["idle_expires_at"].as_i64().unwrap() - session[from].as_i64().unwrap();
+    assert_eq!((session["generation"].clone(), idle("refreshed_at")), (json!(2), 600_000), "{session}");
+}
+
 /// RFC 7009 §2.1: revoking a refresh token ends the access tokens of the same grant.
 #[tokio::test]
 async fn revoking_a_refresh_token_ends_its_access_tokens() {
