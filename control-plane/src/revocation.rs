@@ -202,8 +202,8 @@ impl Revocations {
                 _ => None,
             })
             .collect();
-        // Before the watermark is taken: a refresh under way has then either committed, with an older instant, or finds its
-        // session ended.
+        // Before the watermark is taken: a grant under way has then either read the store before, and took its instant before
+        // that, or finds what it stands on ended.
         self.end_sessions(selectors).await?;
         let watermark = self.clock.revoke().await?;
         let records = records(selectors, watermark, self.clock.wall(), actor, reason)?;
@@ -226,8 +226,9 @@ impl Revocations {
         Ok(Revoked { revision, revoked: selectors.len() })
     }
 
-    /// Ends the rows of the sessions that are named, by themselves or by their subject. Wider scopes end sessions by their
-    /// watermark alone.
+    /// Makes the store refuse what the scopes cover, ahead of the feed: no refresh and no exchange begins any more with what was
+    /// issued until now. Sessions that are named, by themselves or by their subject, end in their rows, too. Should what follows
+    /// fail, the next call of the same completes it.
     async fn end_sessions(&self, selectors: &[Selector]) -> Result<(), StoreError> {
         let named: Vec<&str> = selectors
             .iter()
@@ -241,11 +242,22 @@ impl Revocations {
             .filter(|selector| matches!(selector, Selector::Subject(_)))
             .map(|selector| selector.id(&self.default_issuer))
             .collect();
-        if named.is_empty() && subjects.is_empty() {
+        let scopes: Vec<(IdKind, Id)> = selectors
+            .iter()
+            .filter(|selector| !matches!(selector, Selector::Token { .. } | Selector::Key(_)))
+            .map(|selector| (selector.kind(), selector.id(&self.default_issuer)))
+            .collect();
+        if scopes.is_empty() {
             return Ok(());
         }
-        let now = self.clock.wall();
+        let (now, until) = (self.clock.wall(), self.clock.revoke().await?);
         transact!(self.store, |transaction| -> Result<(), StoreError> {
+            for kind in IdKind::ALL {
+                let of_kind = scopes.iter().filter(|(scope, _)| *scope == kind);
+                let entries: BTreeMap<Id, UnixMillis> = of_kind.map(|(_, id)| (*id, until)).collect();
+                let entries: Vec<_> = entries.into_iter().collect();
+                enforcement::raise_watermarks(transaction, kind, &entries).await?;
+            }
             sessions::end_named(transaction, self.keys.realm(), &named, now).await?;
             for subject in &subjects {
                 sessions::end_of_subject(transaction, *subject, now).await?;

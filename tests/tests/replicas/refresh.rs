@@ -149,6 +149,56 @@ async fn an_end_at_one_replica_wins_over_refreshes_at_the_other() {
     assert_eq!(refused.status, 409, "{}", refused.text());
 }
 
+/// What a refresh or an exchange gets beside a revocation of a wider scope is dead when that has returned, at whichever replica it
+/// was asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_of_a_scope_wins_over_grants_at_the_other_replica() {
+    let replicas = start().await;
+    let planes = &replicas.planes;
+    let admin = planes[0].client();
+    let app = App::register(&admin).await;
+    let exchange = "urn:ietf:params:oauth:grant-type:token-exchange";
+    let members = json!({
+        "grant_types": [exchange], "scopes": ["orders.read"], "audiences": ["orders-api"],
+        "exchange": { "impersonation": true },
+    });
+    let created = call(&admin, "POST", "/admin/v1/clients", &members).await;
+    let gateway = App { id: text(&created, "client_id"), secret: text(&created, "client_secret") };
+    for number in 0..RACES {
+        let opened = app.open(&admin).await;
+        let (refresh, access) = (text(&opened, "refresh_token"), text(&opened, "access_token"));
+        let selector = match number % 3 {
+            0 => json!({ "client": app.id }),
+            1 => json!({ "subject": "alice" }),
+            _ => json!({ "session": opened["id"] }),
+        };
+        let revoke = async {
+            for _ in 0..number % 4 {
+                tokio::task::yield_now().await;
+            }
+            call(&admin, "POST", "/admin/v1/revocations", &json!({ "selector": selector })).await
+        };
+        let form = [
+            ("grant_type", exchange),
+            ("subject_token", access.as_str()),
+            ("subject_token_type", "urn:ietf:params:oauth:token-type:access_token"),
+        ];
+        let refreshes = join_all((0..4).map(|_| app.refresh(&planes[1], &refresh)));
+        let exchanges = join_all((0..4).map(|_| gateway.post(&planes[1], "/oauth2/token", &form)));
+        let grants = futures::future::join(refreshes, exchanges);
+        let (_, (refreshes, exchanges)) = futures::future::join(revoke, grants).await;
+        for (client, answers) in [(&app, refreshes), (&gateway, exchanges)] {
+            for answer in answers.iter().filter(|answer| answer.status == 200) {
+                let token = text(&answer.json(), "access_token");
+                for plane in planes {
+                    assert!(!client.is_active(plane, &token).await, "race {number}: {selector}");
+                }
+            }
+        }
+        app.assert_refused(&planes[1], &refresh).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_realm_that_is_disabled_at_one_replica_issues_at_none() {
     let replicas = start().await;
