@@ -253,3 +253,65 @@ async fn a_realm_is_trusted_when_it_is_made_and_ends_alone() {
     mesh.expect(&ended[1], "revoked_realm").await;
     mesh.expect(&spared, "permit").await;
 }
+
+/// Every file below `directory` but the secrets that the stack was made with, with what it holds.
+fn files(directory: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() && entry.file_name() != "secrets" {
+            found.extend(files(&path));
+        } else if let Ok(content) = std::fs::read(&path) {
+            found.push((path, content));
+        }
+    }
+    found
+}
+
+/// With everything written down that the programs can write, nothing that could be used is in a log, a store or an error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_credential_is_written_down() {
+    let stack = DevStack::up_with(&[("ATM_LOG__LEVEL", "trace")]).await;
+    let client = stack.client();
+    client.until_settled().await;
+    let mesh = Mesh { stack, client };
+    let members = json!({ "grant_types": ["client_credentials", "refresh_token"] });
+    let app = mesh.register(members.clone()).await;
+    let mut opaque = members;
+    opaque["access_token_format"] = "opaque".into();
+    let other = mesh.register(opaque).await;
+    let mut credentials = vec![app.secret.clone(), other.secret.clone()];
+    for client in [&app, &other] {
+        let opened = mesh.open(client, "alice").await;
+        let refreshed = mesh.grant(client, &refresh(&text(&opened, "refresh_token"))).await;
+        let own = mesh.token(client).await;
+        for answer in [&opened, &refreshed] {
+            credentials.extend([text(answer, "refresh_token"), text(answer, "access_token")]);
+        }
+        mesh.expect(&own, "permit").await;
+        assert_eq!(mesh.oauth("/oauth2/introspect", client, &[("token", &own)]).await.status, 200);
+        assert_eq!(mesh.oauth("/oauth2/revoke", client, &[("token", &own)]).await.status, 200);
+        mesh.until_applied().await;
+        mesh.expect(&own, "revoked_token").await;
+        // Refusals say what is wrong, and not with what.
+        let stolen = text(&opened, "refresh_token");
+        mesh.grant(client, &refresh(&text(&refreshed, "refresh_token"))).await;
+        let reused = mesh.oauth("/oauth2/token", client, &refresh(&stolen)).await;
+        assert!(reused.status == 400 && !reused.text().contains(&stolen), "{}", reused.text());
+        credentials.push(own);
+    }
+    let path = format!("/admin/v1/clients/{}/secret", app.id);
+    credentials.push(text(&mesh.admin("POST", &path, json!({})).await, "client_secret"));
+    // A token's signature, or the random part of a secret: its beginning is the same for all.
+    let telling = |credential: &str| credential[credential.len() - 30..].as_bytes().to_vec();
+    let telling: Vec<Vec<u8>> = credentials.iter().map(|credential| telling(credential)).collect();
+    let mut logged = 0;
+    for (path, content) in files(mesh.stack.path()) {
+        logged += content.windows(15).filter(|window| window == b"token_refreshed").count();
+        for (credential, telling) in credentials.iter().zip(&telling) {
+            let found = content.windows(telling.len()).any(|window| window == telling);
+            assert!(!found, "{} holds a credential of kind {}", path.display(), &credential[..7]);
+        }
+    }
+    assert!(logged > 0, "the logs have what was done");
+}
