@@ -48,7 +48,8 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn note(&self, topic: Topic, version: u64) {
-        if self.versions[topic as usize].fetch_max(version, Ordering::SeqCst) < version {
+        let is_new = self.versions[topic as usize].fetch_max(version, Ordering::SeqCst) < version;
+        if is_new && topic == Topic::SigningKeys {
             self.changed.send_replace(());
         }
     }
@@ -83,7 +84,8 @@ impl Store {
         self.0.versions.versions[topic as usize].load(Ordering::SeqCst)
     }
 
-    /// Is told of every version that becomes known here.
+    /// Is told of every version of the signing keys that becomes known here, because their tasks wait for it. Other copies are
+    /// compared with the newest version when they are needed.
     pub(crate) fn versions_changed(&self) -> watch::Receiver<()> {
         self.0.versions.changed.subscribe()
     }
