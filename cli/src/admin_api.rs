@@ -5,9 +5,20 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use reqwest::{Client, Method, Url};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::http_client;
+
+/// A page of JSON Lines.
+pub(crate) struct Lines {
+    /// The lines.
+    pub(crate) text: String,
+    /// Where the next page begins.
+    pub(crate) next: u64,
+    /// Whether there is one.
+    pub(crate) more: bool,
+}
 
 /// The admin API of one control plane.
 #[derive(Clone)]
@@ -19,7 +30,8 @@ pub(crate) struct AdminApi {
 }
 
 /// What each realm has of its own.
-const OF_A_REALM: [&str; 6] = ["clients", "sessions", "subjects", "assertion-rules", "keys", "revocations"];
+const OF_A_REALM: [&str; 7] =
+    ["clients", "sessions", "subjects", "assertion-rules", "keys", "receipts", "revocations"];
 
 impl AdminApi {
     /// The API at `url`, called with the bearer `token`.
@@ -38,11 +50,37 @@ impl AdminApi {
         self.call(Method::GET, path, None).await
     }
 
-    /// As [`Self::get`], with a query.
-    pub(crate) async fn get_with(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value> {
-        let mut url = url_of(&self.base, self.realm.as_deref(), path)?;
-        url.query_pairs_mut().extend_pairs(query);
-        self.call_url(Method::GET, url, None).await
+    /// `GET /admin/v1/{path}?{query}`.
+    pub(crate) async fn get_with(&self, path: &[&str], query: &[(&str, impl Serialize)]) -> Result<Value> {
+        let (_, bytes) = self.fetch(path, query).await?;
+        serde_json::from_slice(&bytes).context("the control plane answered no JSON")
+    }
+
+    /// `GET /admin/v1/{path}?{query}` of JSON Lines.
+    pub(crate) async fn lines(&self, path: &[&str], query: &[(&str, String)]) -> Result<Lines> {
+        let (headers, bytes) = self.fetch(path, query).await?;
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Ok(Lines {
+            next: header("atm-audit-next").parse().context("the answer does not say where it goes on")?,
+            more: header("atm-audit-more") == "true",
+            text: String::from_utf8(bytes).context("the answer is not text")?,
+        })
+    }
+
+    async fn fetch(
+        &self,
+        path: &[&str],
+        query: &[(&str, impl Serialize)],
+    ) -> Result<(reqwest::header::HeaderMap, Vec<u8>)> {
+        let url = url_of(&self.base, self.realm.as_deref(), path)?;
+        let request = self.http.get(url.clone()).query(query).bearer_auth(&self.token);
+        let response = request
+            .send()
+            .await
+            .map_err(|error| http_client::unreachable(&error, "the control plane", &url))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let bytes = http_client::body(response).await?;
+        if status.is_success() { Ok((headers, bytes)) } else { Err(refusal(status, &bytes)) }
     }
 
     /// `POST /admin/v1/{path}`.

@@ -8,9 +8,11 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod admin;
 mod admin_api;
 mod api_key;
 mod assertion_rule;
+mod audit;
 mod backup;
 mod client;
 mod connection;
@@ -27,6 +29,7 @@ mod policy_table;
 mod realm;
 mod reason;
 mod reference;
+mod revocations;
 mod revoke;
 mod session;
 mod token;
@@ -72,6 +75,12 @@ enum Command {
     Token(token::Command),
     /// Revoke tokens: one, or all of a session, subject, client, realm, issuer or key
     Revoke(revoke::Revoke),
+    /// Past revocations, and those to come
+    #[command(subcommand)]
+    Revocations(revocations::Command),
+    /// Credentials of the admin API
+    #[command(subcommand)]
+    Admin(admin::Command),
     /// API keys: long-lived credentials for machines
     #[command(subcommand)]
     ApiKey(api_key::Command),
@@ -88,6 +97,9 @@ enum Command {
     Explain(explain::Explain),
     /// What a refusal means, and what to do about it
     Reason(reason::Explained),
+    /// The audit chains: verify, read, export, trace a token
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// The sidecars, and the revision each enforces
     Fleet,
     /// Copy the embedded store of a control plane, while it runs
@@ -128,8 +140,11 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Revoke(command) => return command.run(connection).await,
         Command::Keys(command) => return command.run(connection).await,
         Command::Explain(explain) => return explain.run(connection).await,
+        Command::Audit(command) => return command.run(connection).await,
         Command::Doctor(doctor) => return doctor.run(connection).await,
         Command::Policy(command) => return command.run(connection).await,
+        Command::Revocations(command) => command.run(connection).await?,
+        Command::Admin(command) => command.run(connection).await?,
         Command::ApiKey(command) => command.run(connection).await?,
         Command::Issuer(command) => command.run(connection).await?,
         Command::Client(command) => command.run(connection).await?,

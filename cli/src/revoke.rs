@@ -1,5 +1,6 @@
 //! `atmctl revoke`: ends tokens, and shows on how many sidecars that is in force.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ use crate::connection::Connection;
 use crate::output::{self, Format};
 use crate::token_input;
 use crate::{http_client, token};
+
+mod file;
 
 /// How long `--until-refused` asks at most.
 const LONGEST_REFUSAL: Duration = Duration::from_secs(30);
@@ -27,6 +30,18 @@ pub(crate) struct Revoke {
     /// When the token of --jti expires, in seconds since 1970; without it the revocation is kept for ever
     #[arg(long, value_name = "SECONDS", requires = "jti")]
     expires_at: Option<i64>,
+    /// What the lines of --file are
+    #[arg(long, value_enum, default_value_t = file::Kind::Token, requires = "file")]
+    kind: file::Kind,
+    /// Only what was issued until then, like 2026-11-24T10:00:00Z; not for single tokens and keys
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    before: Option<i64>,
+    /// Do it then and not now; the control plane keeps it through restarts
+    #[arg(long, value_name = "TIME", value_parser = instant, conflicts_with_all = ["wait", "file", "preview", "until_refused"])]
+    at: Option<i64>,
+    /// Say what it would hit, and change nothing
+    #[arg(long, conflicts_with_all = ["wait", "file", "until_refused"])]
+    preview: bool,
     /// Why, for the record
     #[arg(long)]
     reason: Option<String>,
@@ -65,11 +80,17 @@ struct What {
     /// A signing key, with every token that it signed
     #[arg(long, value_name = "KID")]
     key: Option<String>,
+    /// All values in a file, one a line; run the same command again to go on where it was stopped
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
 }
 
 impl Revoke {
     /// Does it. Fails where `--wait` ended before every live sidecar had it.
     pub(crate) async fn run(self, connection: &Connection) -> Result<ExitCode> {
+        if let Some(path) = self.what.file.clone() {
+            return self.import(path, connection).await;
+        }
         let token =
             self.what.token.as_deref().map(|argument| token_input::token(Some(argument))).transpose()?;
         let mut body = Map::new();
@@ -77,14 +98,26 @@ impl Revoke {
         if let Some(reason) = &self.reason {
             body.insert("reason".into(), reason.as_str().into());
         }
-        if let Some(seconds) = self.wait {
-            if !(0.0..=60.0).contains(&seconds) {
-                bail!("--wait={seconds}: give 0 to 60 seconds");
-            }
-            let timeout = Duration::from_secs_f64(seconds).as_millis();
-            body.insert("wait".into(), json!({ "share": 1.0, "timeout_ms": u64::try_from(timeout)? }));
+        if let Some(wait) = self.wait_for()? {
+            body.insert("wait".into(), wait);
+        }
+        if let Some(before) = self.before {
+            body.insert("before_ms".into(), before.into());
         }
         let admin = connection.admin()?;
+        if self.preview {
+            let preview = admin.post(&["revocations", "preview"], &body.into()).await?;
+            output::show(&preview, connection.output, &foretold(&preview))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(at) = self.at {
+            body.insert("at_ms".into(), at.into());
+            let scheduled = admin.post(&["revocations"], &body.into()).await?;
+            let id = output::text(&scheduled["id"]);
+            let words = format!("scheduled as {id}; atmctl revocations cancel {id} withdraws it");
+            output::show(&scheduled, connection.output, &words)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut answer = match (&self.until_refused, token) {
             (Some(url), Some(token)) => prove(&admin, &body.into(), url, &token, connection).await?,
             _ => admin.post(&["revocations"], &body.into()).await?,
@@ -99,6 +132,39 @@ impl Revoke {
             bail!("revoked, but not every live sidecar has reported it in time; see atmctl fleet");
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    async fn import(self, path: PathBuf, connection: &Connection) -> Result<ExitCode> {
+        let wait = self.wait_for()?;
+        let import = file::Import {
+            path,
+            kind: self.kind,
+            issuer: self.token_issuer,
+            before_ms: self.before,
+            reason: self.reason,
+            wait,
+        };
+        let mut answer = import.run(&connection.admin()?).await?;
+        let complete = answer["receipt"]["complete"] == true;
+        if connection.output == Format::Json {
+            output::print_json(&answer)?;
+        } else {
+            output::print(&format!("{} values are in force", answer["revoked"]))?;
+            tell(&mut answer, self.wait.is_some())?;
+        }
+        if self.wait.is_some() && !complete {
+            bail!("revoked, but not every live sidecar has reported it in time; see atmctl fleet");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn wait_for(&self) -> Result<Option<Value>> {
+        let Some(seconds) = self.wait else { return Ok(None) };
+        if !(0.0..=60.0).contains(&seconds) {
+            bail!("--wait={seconds}: give 0 to 60 seconds");
+        }
+        let timeout = Duration::from_secs_f64(seconds).as_millis();
+        Ok(Some(json!({ "share": 1.0, "timeout_ms": u64::try_from(timeout)? })))
     }
 
     fn selector(&self, token: Option<&str>) -> Result<Value> {
@@ -193,6 +259,34 @@ async fn prove(
         "reason": last.headers().get("x-atm-reason").and_then(|reason| reason.to_str().ok()),
     });
     Ok(answer)
+}
+
+/// An instant like `2026-11-24T10:00:00Z`, in milliseconds.
+fn instant(text: &str) -> Result<i64, String> {
+    text.parse::<jiff::Timestamp>()
+        .map(jiff::Timestamp::as_millisecond)
+        .map_err(|_| "give an instant like 2026-11-24T10:00:00Z".to_owned())
+}
+
+fn foretold(preview: &Value) -> String {
+    let mut lines: Vec<String> = [
+        ("sessions", "sessions would end"),
+        ("api_keys", "API keys would be refused"),
+        ("clients", "clients are concerned"),
+        ("signing_keys", "signing keys would be replaced"),
+    ]
+    .into_iter()
+    .map(|(name, what)| format!("{} {what}", preview[name]))
+    .collect();
+    if let Some(number) = preview["issued_tokens"]["number"].as_u64() {
+        let least = if preview["issued_tokens"]["at_least"] == true { "at least " } else { "" };
+        lines.push(format!(
+            "{least}{number} access tokens were issued within the longest lifetime, by the audit chain"
+        ));
+    }
+    let not_counted = preview["not_counted"].as_array().into_iter().flatten();
+    lines.extend(not_counted.map(|what| format!("not counted: {}", output::text(what))));
+    lines.join("\n")
 }
 
 fn tell(answer: &mut Value, waited: bool) -> Result<()> {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use atm_proto::signature::FeedSigner;
 use atm_telemetry::{Tracing, TracingError, TracingSettings};
 use rustls::ServerConfig;
 use serde::Serialize;
@@ -11,10 +12,13 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::anomalies::Anomalies;
+use crate::audit::sinks::{FileSettings, FileSink, StreamSettings, StreamSink};
+use crate::audit::{Audit, AuditError, AuditSettings};
 use crate::authentication::certificate::Authorities;
 use crate::authentication::key_sets::{KeySetSettings, KeySets};
 use crate::clock::IssueClock;
-use crate::config::{Config, OAuthConfig, Secrets, TlsFiles};
+use crate::config::{AuditConfig, AuditFiles, Config, OAuthConfig, Secrets, TlsFiles};
 use crate::events::Events;
 use crate::feed::{Feed, FeedError, FeedHandle, FeedSettings};
 use crate::http::{self, Services, admin, oauth};
@@ -22,10 +26,11 @@ use crate::introspection::Introspection;
 use crate::issuers::Issuers;
 use crate::issuers::cache::RefreshIntervals;
 use crate::keys::KeysError;
+use crate::keys::root::{RootError, WrappingKeys};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::realms::{Realms, Serve};
-use crate::secret::{SecretError, sha256};
+use crate::secret::SecretError;
 use crate::store::{Store, StoreError, StoreSettings};
 use crate::tls::{Certificate, TlsError};
 
@@ -81,6 +86,12 @@ pub enum StartError {
     /// The signing keys do not open: mostly another wrapping key than the one they were stored under.
     #[error("keys: {0}")]
     Keys(#[from] KeysError),
+    /// The audit chain does not open.
+    #[error("audit: {0}")]
+    Audit(#[from] AuditError),
+    /// The root key does not open: mostly another wrapping key than the one it was sealed by.
+    #[error("keys: {0}")]
+    Root(#[from] RootError),
     /// Derived keys cannot be made.
     #[error("keys: {0}")]
     Secret(#[from] SecretError),
@@ -173,13 +184,25 @@ async fn assemble(
     store: &Store,
     lifecycle: &Lifecycle,
 ) -> Result<Services, StartError> {
-    let Secrets { root_key, feed_signer, admin_token, registration_token, .. } = secrets;
+    let Secrets {
+        wrapping_key,
+        previous_wrapping_key,
+        feed_signer,
+        audit_signer,
+        admin_access,
+        transmitters,
+        registration_token,
+        store_password: _,
+    } = secrets;
     let clock = Arc::new(IssueClock::start(store.clone()).await?);
     let follow = store.clone().follow_versions();
     let ends = lifecycle.background_ends();
     lifecycle.spawn_background("store versions", async move {
         ends.run_until_cancelled(follow).await;
     });
+    let wrapping_keys = WrappingKeys { current: wrapping_key, previous: previous_wrapping_key };
+    // What hangs on the root key never sees the operator's key.
+    let root_key = wrapping_keys.open(store).await?;
     let settings = FeedSettings {
         realm_group: config.realm_group.clone(),
         nats_url: config.nats.url.clone(),
@@ -187,21 +210,26 @@ async fn assemble(
         linger: config.feed.linger,
         heartbeat: config.feed.heartbeat,
     };
-    let (feed, tasks) =
-        Feed::start(store.clone(), Arc::clone(&clock), feed_signer, settings, lifecycle.background_ends())
-            .await?;
-    lifecycle.spawn_background("feed", watch_over(tasks, lifecycle.background_ends()));
+    let audit = start_audit(store, lifecycle, &config.audit, audit_signer).await?;
+    let following = admin_access.clone().follow(lifecycle.background_ends());
+    lifecycle.spawn_background("admin credentials", following);
+    let feed = start_feed(store, &clock, feed_signer, settings, lifecycle).await?;
+    let anomalies = follow_audit(&audit, &feed, lifecycle, config.audit.clone());
     let plant = Plant {
         issuers: start_issuers(store, &feed, &clock, &config.issuer, lifecycle),
         store: store.clone(),
         clock,
         feed,
         hasher: root_key.hasher()?,
-        wrapper: root_key.wrapper()?,
-        events: Events::default(),
+        custody: config.keys.custody(root_key.wrapper()?).map_err(KeysError::from)?,
+        events: Events::new(audit.clone(), anomalies.clone()),
+        audit,
+        anomalies,
+        admin_access,
+        transmitters,
+        wrapping_keys: Arc::new(wrapping_keys),
         metrics: Arc::new(Metrics::new()?),
         readiness: lifecycle.readiness().clone(),
-        admin_token_hash: sha256(admin_token.as_bytes()),
         registration_token,
         dpop_nonces: config.oauth.dpop_nonce.then(|| root_key.dpop_nonce_key().map(Arc::new)).transpose()?,
         authorities: authorities(&config.oauth)?,
@@ -225,6 +253,9 @@ async fn serve_default(plant: Plant, lifecycle: &Lifecycle) -> Result<Services, 
     lifecycle.spawn_background("realms", realms.clone().run(lifecycle.background_ends()));
     let services = plant.services(&tenant, keys, Some(realms));
     let tracing = start_tracing(plant.config.tracing.as_ref(), lifecycle)?;
+    // Of the default realm: it is the one that schedules.
+    let scheduled = services.revocations.clone().run(lifecycle.background_ends());
+    lifecycle.spawn_background("scheduled revocations", scheduled);
     let introspection = services.introspection.clone();
     let answering = answer_until(plant.feed, introspection, tracing, lifecycle.background_ends());
     lifecycle.spawn_background("introspection", answering);
@@ -291,6 +322,54 @@ async fn answer_until(
     shutdown: CancellationToken,
 ) {
     shutdown.run_until_cancelled(feed.answer_introspection(introspection, tracing)).await;
+}
+
+/// The chain ends after everything that records.
+async fn start_audit(
+    store: &Store,
+    lifecycle: &Lifecycle,
+    config: &AuditConfig,
+    signer: FeedSigner,
+) -> Result<Audit, AuditError> {
+    let settings = AuditSettings {
+        instance: config.instance.clone(),
+        checkpoint_every: config.checkpoint_every,
+        retention: config.retention,
+    };
+    let (audit, writer) = Audit::start(store.clone(), settings, signer, lifecycle.background_ends()).await?;
+    lifecycle.spawn_background("audit chain", writer);
+    lifecycle.spawn_background("audit retention", audit.clone().retain(lifecycle.background_ends()));
+    Ok(audit)
+}
+
+async fn start_feed(
+    store: &Store,
+    clock: &Arc<IssueClock>,
+    signer: FeedSigner,
+    settings: FeedSettings,
+    lifecycle: &Lifecycle,
+) -> Result<FeedHandle, FeedError> {
+    let (store, clock, ends) = (store.clone(), Arc::clone(clock), lifecycle.background_ends());
+    let (feed, tasks) = Feed::start(store, clock, signer, settings, ends).await?;
+    lifecycle.spawn_background("feed", watch_over(tasks, lifecycle.background_ends()));
+    Ok(feed)
+}
+
+/// The audit chain's stream and files, and what is found in what sidecars record.
+fn follow_audit(audit: &Audit, feed: &FeedHandle, lifecycle: &Lifecycle, config: AuditConfig) -> Anomalies {
+    if let Some((max_bytes, max_age)) = config.stream {
+        let settings = StreamSettings { max_bytes, max_age };
+        let sink = StreamSink::new(audit.clone(), feed.client(), feed.subjects().clone(), settings);
+        lifecycle.spawn_background("audit stream", sink.run(lifecycle.background_ends()));
+    }
+    if let Some(AuditFiles { directory, max_bytes, keep }) = config.files {
+        let sink = FileSink::new(audit.clone(), FileSettings { directory, max_bytes, keep });
+        lifecycle.spawn_background("audit files", sink.run(lifecycle.background_ends()));
+    }
+    let anomalies = Anomalies::new(audit.clone());
+    let looking = anomalies.clone().run(feed.clone(), lifecycle.background_ends());
+    lifecycle.spawn_background("anomalies", looking);
+    anomalies
 }
 
 /// Ends when all of `tasks` have, or as soon as one of them has ended unasked.

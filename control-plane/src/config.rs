@@ -16,12 +16,16 @@ use atm_nats::NatsAccess;
 use atm_proto::subject::Subjects;
 use atm_telemetry::TracingSettings;
 
+mod audit;
+mod keys;
 mod oauth;
 mod secrets;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{AuditConfig, AuditFiles};
+pub use keys::KeysConfig;
 pub use oauth::{OAuthConfig, RegistrationConfig, TrustedProxy};
 pub use secrets::Secrets;
 pub use store::StoreConfig;
@@ -46,8 +50,16 @@ pub struct Config {
     pub wrapping_key: KeySource,
     /// Of new signing keys.
     pub algorithm: Algorithm,
-    /// File with the bearer token of the admin API.
+    /// Who keeps signing keys, and when they change.
+    pub keys: KeysConfig,
+    /// File with the bearer token of the admin API's first administrator.
     pub admin_token_file: PathBuf,
+    /// File with further admin credentials and their roles.
+    pub admin_credentials_file: Option<PathBuf>,
+    /// File with the transmitters of security events.
+    pub transmitters_file: Option<PathBuf>,
+    /// The audit chain.
+    pub audit: AuditConfig,
     /// The feed.
     pub feed: FeedConfig,
     /// Life of access tokens where the client has none of its own.
@@ -214,7 +226,11 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let wrapping_key = wrapping_key(reader);
     let algorithm =
         reader.optional("keys.algorithm", |name| name.parse::<Algorithm>().map_err(|e| e.to_string()));
+    let keys = keys::read(reader);
     let admin_token_file = reader.required("admin.tokenFile", path);
+    let admin_credentials_file = reader.optional("admin.credentialsFile", path);
+    let audit = audit::read(reader);
+    let transmitters_file = reader.optional("securityEvents.transmittersFile", path);
     let feed = feed(reader);
     let (token_lifetime, max_token_lifetime) = lifetimes(reader);
     let tracing = tracing(reader);
@@ -228,7 +244,11 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         nats: Nats { url: nats_url?, access: nats_access },
         wrapping_key: wrapping_key?,
         algorithm: algorithm.unwrap_or(Algorithm::ES256),
+        keys,
         admin_token_file: admin_token_file?,
+        admin_credentials_file,
+        transmitters_file,
+        audit,
         feed: feed?,
         token_lifetime,
         max_token_lifetime,

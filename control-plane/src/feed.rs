@@ -247,6 +247,16 @@ impl FeedHandle {
         *self.0.signer.public_key()
     }
 
+    /// The connection, for what else goes over NATS.
+    pub(crate) fn client(&self) -> async_nats::Client {
+        self.1.clone()
+    }
+
+    /// The subjects of the realm group.
+    pub(crate) fn subjects(&self) -> &Subjects {
+        &self.0.subjects
+    }
+
     /// The realms that share the log.
     pub fn realm_group(&self) -> &str {
         &self.0.settings.realm_group
@@ -304,6 +314,30 @@ impl FeedHandle {
     /// Wakes the sequencer after a commit whose revision nobody waits for.
     pub(crate) fn sequence_soon(&self) {
         self.0.committed.notify_one();
+    }
+
+    /// A revision that covers every committed key set and policy, whoever sequenced them. [`Self::position`] may lag behind what
+    /// another process has sequenced.
+    pub(crate) async fn settled(&self) -> Result<u64, FeedError> {
+        let deadline = Instant::now() + SEQUENCE_WAIT;
+        let mut position = self.0.position.subscribe();
+        loop {
+            if let Some(revision) = outbox::settled_revision(&self.0.store).await? {
+                return Ok(revision);
+            }
+            if Instant::now() >= deadline {
+                return Err(FeedError::NotSequenced);
+            }
+            self.0.committed.notify_one();
+            let wake = deadline.min(Instant::now() + Duration::from_millis(200));
+            let _ = timeout_at(wake, position.changed()).await;
+        }
+    }
+
+    /// Whether reports have reached us for so long that every live sidecar must have sent one. Before, a receipt may be complete
+    /// without those that have not reported yet.
+    pub(crate) fn fleet_in_sight(&self) -> bool {
+        self.0.fleet.is_in_sight()
     }
 
     /// The revision of a committed change, as soon as it has one.

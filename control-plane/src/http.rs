@@ -14,8 +14,11 @@ use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
+use crate::admin_access::AdminAccess;
+use crate::anomalies::Anomalies;
 use crate::api_keys::ApiKeys;
 use crate::assertions::AssertionGrants;
+use crate::audit::{Audit, Origin, scope};
 use crate::authentication::Authenticator;
 use crate::clock::IssueClock;
 use crate::config::TrustedProxy;
@@ -25,6 +28,7 @@ use crate::introspection::Introspection;
 use crate::issuance::Issuance;
 use crate::issuers::Issuers;
 use crate::keys::Keys;
+use crate::keys::root::WrappingKeys;
 use crate::lifecycle::Readiness;
 use crate::limits::Limits;
 use crate::metrics::{Endpoint, Metrics};
@@ -32,7 +36,7 @@ use crate::policies::Policies;
 use crate::realms::Realms;
 use crate::registration::Registration;
 use crate::registry::Registry;
-use crate::revocation::Revocations;
+use crate::revocation::{Revocations, Transmitters};
 use crate::sessions::Sessions;
 use crate::store::Store;
 
@@ -57,8 +61,16 @@ pub struct Services {
     pub issuer_path: String,
     /// Where the realm's part of the admin API is.
     pub admin_path: String,
-    /// SHA-256 of the admin API's bearer token.
-    pub admin_token_hash: [u8; 32],
+    /// Who may use the admin API.
+    pub admin_access: AdminAccess,
+    /// Who may push security events.
+    pub transmitters: Transmitters,
+    /// What should not happen and did.
+    pub anomalies: Anomalies,
+    /// What the root key is sealed by.
+    pub wrapping_keys: Arc<WrappingKeys>,
+    /// Where everything that happens is recorded.
+    pub audit: Audit,
     /// The store, for readiness.
     pub store: Store,
     /// The instants of tokens.
@@ -153,6 +165,15 @@ async fn measure(
     response
 }
 
+/// Where a request came from, for whatever is recorded while it is answered.
+async fn with_origin(request: Request, next: Next) -> Response {
+    let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+    let peer =
+        request.extensions().get::<serve::Connection>().map(|connection| connection.peer.ip().to_canonical());
+    let origin = Origin::new(peer, traceparent);
+    scope(origin, next.run(request)).await
+}
+
 /// What both listeners have around everything: bounds, no guessing of types, and answers in one form.
 fn enclosed(router: Router<Shared>, services: Shared) -> Router {
     router
@@ -160,6 +181,7 @@ fn enclosed(router: Router<Shared>, services: Shared) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method; see Allow")
         })
+        .layer(middleware::from_fn(with_origin))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_BOUND))
         .layer(middleware::map_response(async |mut response: Response| {

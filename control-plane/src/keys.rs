@@ -14,20 +14,28 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Serialize, Serializer};
 use tokio::sync::{Mutex, Notify};
 
+use crate::audit::{Action, Actor, Audit, Event};
 use crate::clock::wall_now;
 use crate::feed::{FeedError, FeedHandle};
-use crate::secret::{SecretError, Wrapper};
+use crate::secret::SecretError;
 use crate::store::outbox::{self, Ticket};
 use crate::store::signing_keys::{self, StoredKey};
 use crate::store::versions::{self, Topic};
-use crate::store::{Store, StoreError, Transaction, corrupt, transact};
+use crate::store::{Store, StoreError, Transaction, transact};
 
+mod custody;
+mod outage;
+pub mod provider;
 mod publication;
+pub mod root;
 mod rotation;
 mod signer;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use custody::{Custody, LOCAL};
+use outage::{Outage, Turn};
+use provider::ProviderError;
 pub(crate) use publication::published;
 use publication::{issuers_of, withdraw_other_issuers};
 pub use signer::Signer;
@@ -87,6 +95,8 @@ pub struct KeyRecord {
     /// JWA name (RFC 7518).
     #[serde(serialize_with = "as_text")]
     pub algorithm: Algorithm,
+    /// Who keeps its private half: `local`, `pkcs11`, `vault`, `awsKms`.
+    pub provider: String,
     /// Where it is in its life.
     pub state: SigningKeyState,
     /// When it was made.
@@ -109,8 +119,8 @@ fn as_text<S: Serializer>(algorithm: &Algorithm, serializer: S) -> Result<S::Ok,
 pub struct Rotation {
     /// The new key's id.
     pub pending: String,
-    /// The key that signs until the fleet holds the new one.
-    pub active: String,
+    /// The key that signs until the fleet holds the new one; none where the last one was revoked.
+    pub active: Option<String>,
     /// The feed's revision that publishes the new key.
     pub revision: u64,
 }
@@ -132,6 +142,22 @@ pub enum KeysError {
         /// Why.
         source: SecretError,
     },
+    /// The key's provider does not do what it is asked.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// A key of a provider that is not configured any more.
+    #[error(
+        "signing key {kid} is kept by {provider}, which is not configured; configure it, or revoke the key"
+    )]
+    NoProvider {
+        /// Its id.
+        kid: String,
+        /// Who keeps it.
+        provider: String,
+    },
+    /// The last key was revoked, and its successor is not made yet.
+    #[error("no key signs: the last one was revoked, and its successor could not be made yet; trying again")]
+    NoActiveKey,
     /// The library refused to make or use a key.
     #[error("the cryptographic library failed")]
     Library,
@@ -163,6 +189,11 @@ pub struct KeySettings {
     pub algorithm: Algorithm,
     /// The longest life of a token: so long a retired key still verifies.
     pub max_token_lifetime: Duration,
+    /// How long a key signs before another one is made; none: until somebody rotates.
+    pub rotate_every: Option<Duration>,
+    /// How long a published key waits for live sidecars that do not report it. Then it is activated without them, and the audit
+    /// chain says so.
+    pub fleet_wait: Duration,
 }
 
 /// The signing keys of one issuer; clones share everything.
@@ -173,8 +204,10 @@ pub struct Keys(Arc<Inner>);
 struct Inner {
     store: Store,
     feed: FeedHandle,
-    wrapper: Wrapper,
+    custody: Custody,
+    audit: Audit,
     settings: KeySettings,
+    outage: Outage,
     loaded: ArcSwap<Loaded>,
     /// One load at a time.
     loading: Mutex<()>,
@@ -187,41 +220,53 @@ struct Inner {
 struct Loaded {
     /// Of the keys in the store, as it was known before they were read.
     version: u64,
-    signer: Arc<Signer>,
+    /// None: the last key was revoked, and its provider did not make another one yet.
+    signer: Option<Arc<Signer>>,
     issuers: Issuers,
 }
 
+/// What a revocation of keys did beside its own change.
+#[derive(Debug)]
+pub(crate) struct Compromised {
+    /// Of the new key set.
+    pub(crate) ticket: Ticket,
+    /// The dead keys, with their providers' references.
+    dead: Vec<StoredKey>,
+    /// The key that signs instead, where there was need of one.
+    successor: Option<KeyRecord>,
+}
+
 impl Keys {
-    /// Opens the stored keys, or makes the first one, which is active at once: nobody waits for it yet.
+    /// Opens the stored keys, or makes the first one, which is active at once: nobody waits for it yet. Fails where the very first
+    /// one cannot be made.
     pub async fn load_or_create(
         store: Store,
         feed: FeedHandle,
-        wrapper: Wrapper,
+        custody: Custody,
+        audit: Audit,
         settings: KeySettings,
     ) -> Result<Self, KeysError> {
-        let is_active = |key: &StoredKey| key.record.state == SigningKeyState::Active;
-        let fresh = if signing_keys::list(&store, &settings.issuer).await?.iter().any(is_active) {
-            None
-        } else {
-            let fresh = generate(settings.algorithm).await?;
-            Some(stored(&fresh, &wrapper, &settings, SigningKeyState::Active)?)
-        };
         transact!(store, |transaction| -> Result<(), StoreError> {
-            let mut keys = signing_keys::locked(transaction, &settings.issuer).await?;
-            // Of several processes that start together one makes the key.
-            if let Some(fresh) = &fresh
-                && !keys.iter().any(is_active)
-            {
-                signing_keys::insert(transaction, fresh).await?;
-                keys.push(fresh.clone());
-                publish(transaction, &settings.issuer, &keys).await?;
-            }
             withdraw_other_issuers(transaction, &settings).await
         })?;
-        feed.sequence_soon();
-        let loaded = ArcSwap::from_pointee(load(&store, &wrapper, &settings, None).await?);
-        let (loading, wake) = (Mutex::default(), Notify::new());
-        Ok(Self(Arc::new(Inner { store, feed, wrapper, settings, loaded, loading, wake })))
+        let loaded = ArcSwap::from_pointee(load(&store, &custody, &settings, None).await?);
+        let (loading, wake, outage) = (Mutex::default(), Notify::new(), Outage::default());
+        let keys =
+            Self(Arc::new(Inner { store, feed, custody, audit, settings, outage, loaded, loading, wake }));
+        let stored = signing_keys::list(&keys.0.store, &keys.0.settings.issuer).await?;
+        if is_lost(&stored) {
+            match keys.generate().await {
+                Ok(fresh) => {
+                    keys.insert_first(&fresh).await?;
+                    keys.refresh().await?;
+                }
+                // The feed and its revocations do not wait for a provider; the rotation task tries again.
+                Err(error) if !stored.is_empty() => tracing::error!(%error, "no key signs yet"),
+                Err(error) => return Err(error),
+            }
+        }
+        keys.0.feed.sequence_soon();
+        Ok(keys)
     }
 
     /// The realm of the issuer.
@@ -229,16 +274,47 @@ impl Keys {
         &self.0.settings.realm
     }
 
-    /// The key that signs now, as far as this process knows.
-    pub fn active_signer(&self) -> Arc<Signer> {
-        Arc::clone(&self.0.loaded.load().signer)
+    /// Puts `fresh` in force at once where no key signs or is about to: nobody waits for it. Of several processes that do so
+    /// together one does it.
+    async fn insert_first(&self, fresh: &Signer) -> Result<bool, KeysError> {
+        let inner = &*self.0;
+        let key = stored(fresh, &inner.custody, &inner.settings, SigningKeyState::Active)?;
+        let made = transact!(inner.store, |transaction| -> Result<bool, StoreError> {
+            let mut keys = signing_keys::locked(transaction, &inner.settings.issuer).await?;
+            if !is_lost(&keys) {
+                return Ok(false);
+            }
+            signing_keys::insert(transaction, &key).await?;
+            keys.push(key.clone());
+            publish(transaction, &inner.settings.issuer, &keys).await?;
+            Ok(true)
+        })?;
+        if made {
+            self.record(Action::KeyActivated, &key.record, |event| {
+                event.by(Actor::system()).detail("at_once", true)
+            });
+        } else {
+            self.discard(fresh).await;
+        }
+        Ok(made)
+    }
+
+    /// The key that signs now, as far as this process knows; none where the last one was revoked and has no successor yet.
+    pub fn active_kid(&self) -> Option<String> {
+        self.0.loaded.load().signer.as_ref().map(|signer| signer.kid().to_owned())
+    }
+
+    /// What tokens are signed with: by the active key, or by the next one.
+    pub fn algorithm(&self) -> Algorithm {
+        let loaded = self.0.loaded.load();
+        loaded.signer.as_ref().map_or(self.0.settings.algorithm, |signer| signer.algorithm())
     }
 
     /// A compact JWS (RFC 7515 §7.1) over `claims`, with header `alg`, `kid` and `typ`, by the key that is active in every
     /// version of the key set that this process knows of: see [`crate::store::versions`].
     pub async fn sign_jwt<C: Serialize>(&self, typ: &str, claims: &C) -> Result<String, KeysError> {
         let loaded = self.current().await?;
-        let signer = &loaded.signer;
+        let signer = loaded.signer.as_ref().ok_or(KeysError::NoActiveKey)?;
         let header = serde_json::json!({
             "alg": signer.algorithm().to_string(),
             "kid": signer.kid(),
@@ -247,16 +323,57 @@ impl Keys {
         let mut token = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&header)?);
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(serde_json::to_vec(claims)?, &mut token);
-        let signature = signer.sign(token.as_bytes())?;
+        let signature = self.signed(signer, token.as_bytes()).await?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
         Ok(token)
+    }
+
+    /// The signature, with what its success or failure says of the provider. There is no other key to fall back to: a key that
+    /// the fleet does not know would be refused everywhere, and one of another provider may be what an operator left on purpose.
+    async fn signed(&self, signer: &Signer, message: &[u8]) -> Result<Vec<u8>, KeysError> {
+        let outcome = signer.sign(message).await;
+        let problem = outcome.as_ref().err().map(|error| error as &dyn std::fmt::Display);
+        let turn = self.0.outage.note(problem);
+        if let Some(turn) = turn {
+            let event = Event::of(Action::SigningOutage).by(Actor::system()).key(signer.kid());
+            let event = event.issuer(&self.0.settings.issuer);
+            if let (Turn::Began, Err(error)) = (&turn, &outcome) {
+                tracing::error!(%error, kid = signer.kid(), "tokens cannot be signed");
+                self.0.audit.record(event.failed(error.to_string()));
+            } else {
+                tracing::info!(kid = signer.kid(), "tokens are signed again");
+                self.0.audit.record(event.detail("recovered", true));
+            }
+        }
+        outcome
+    }
+
+    /// Why tokens are not signed now; none where they are, as far as the last attempt showed.
+    pub fn outage(&self) -> Option<String> {
+        let lost = self.0.loaded.load().signer.is_none().then(|| KeysError::NoActiveKey.to_string());
+        lost.or_else(|| self.0.outage.problem())
+    }
+
+    /// Signatures that failed since the start.
+    pub fn signing_failures(&self) -> u64 {
+        self.0.outage.failures()
+    }
+
+    /// The name of the provider that makes new keys.
+    pub fn provider(&self) -> &'static str {
+        self.0.custody.of_new_keys()
     }
 
     /// Every key that ever was, the oldest first.
     pub async fn list(&self) -> Result<Vec<KeyRecord>, KeysError> {
         let keys = signing_keys::list(&self.0.store, &self.0.settings.issuer).await?;
         Ok(keys.into_iter().map(|key| key.record).collect())
+    }
+
+    /// The longest life of a token.
+    pub(crate) fn max_token_lifetime(&self) -> Duration {
+        self.0.settings.max_token_lifetime
     }
 
     /// The issuer's keys that verify now, as `core` wants them.
@@ -281,63 +398,134 @@ impl Keys {
     /// Begins a rotation: publishes a pending key, which the task of [`Keys::run`] activates.
     pub async fn rotate(&self) -> Result<Rotation, KeysError> {
         let inner = &*self.0;
+        // Looked at before a key is made that a provider would keep, and again under the lock.
+        let under_way = |keys: &[StoredKey]| {
+            let pending = keys.iter().find(|key| key.record.state == SigningKeyState::Pending)?;
+            Some(KeysError::RotationUnderWay { pending: pending.record.kid.clone() })
+        };
+        if let Some(error) = under_way(&signing_keys::list(&inner.store, &inner.settings.issuer).await?) {
+            return Err(error);
+        }
         let fresh = self.generate().await?;
-        let key = stored(&fresh, &inner.wrapper, &inner.settings, SigningKeyState::Pending)?;
-        let ticket = transact!(inner.store, |transaction| -> Result<Ticket, KeysError> {
+        let key = stored(&fresh, &inner.custody, &inner.settings, SigningKeyState::Pending)?;
+        let outcome = transact!(inner.store, |transaction| -> Result<Ticket, KeysError> {
             let mut keys = signing_keys::locked(transaction, &inner.settings.issuer).await?;
-            if let Some(pending) = keys.iter().find(|key| key.record.state == SigningKeyState::Pending) {
-                return Err(KeysError::RotationUnderWay { pending: pending.record.kid.clone() });
+            if let Some(error) = under_way(&keys) {
+                return Err(error);
             }
             signing_keys::insert(transaction, &key).await?;
             keys.push(key.clone());
             Ok(publish(transaction, &inner.settings.issuer, &keys).await?)
-        })?;
+        });
+        if let Err(KeysError::RotationUnderWay { .. }) = &outcome {
+            self.discard(&fresh).await;
+        }
+        let ticket = outcome?;
         self.refresh().await?;
         let revision = inner.feed.sequenced(&ticket).await?;
         inner.wake.notify_one();
-        let active = self.active_signer().kid().to_owned();
-        Ok(Rotation { pending: key.record.kid, active, revision })
+        self.record(Action::KeyPublished, &key.record, |event| event.detail("revision", revision));
+        Ok(Rotation { pending: key.record.kid, active: self.active_kid(), revision })
     }
 
-    /// A key of the configured algorithm, for [`Self::compromise`]: made before the write lock is taken.
-    pub(crate) async fn generate(&self) -> Result<Signer, KeysError> {
-        generate(self.0.settings.algorithm).await
+    /// A key of the configured algorithm; made before a write lock is taken.
+    async fn generate(&self) -> Result<Signer, KeysError> {
+        self.0.custody.generate(self.0.settings.algorithm).await
     }
 
-    /// Marks our keys among `kids` as compromised. If the active one is among them, a pending one or `replacement` takes
-    /// over at once: waiting for the fleet would mean to go on with a stolen key. None of ours: nothing is done.
+    /// Has its provider remove a key that was made for nothing.
+    async fn discard(&self, signer: &Signer) {
+        if let Some((provider, reference)) = signer.reference() {
+            self.remove_from_provider(signer.kid(), provider, reference).await;
+        }
+    }
+
+    /// A key that takes over where [`Self::compromise`] of `kids` leaves none that signs or is about to. A provider that does not
+    /// answer must not keep a stolen key alive: then there is none, and tokens are not issued until the rotation task has one.
+    pub(crate) async fn successor_of(&self, kids: &[&str]) -> Result<Option<Signer>, KeysError> {
+        let keys = signing_keys::list(&self.0.store, &self.0.settings.issuer).await?;
+        let is_named = |key: &StoredKey| kids.contains(&key.record.kid.as_str());
+        let left: Vec<StoredKey> = keys.iter().filter(|key| !is_named(key)).cloned().collect();
+        if left.len() == keys.len() || !is_lost(&left) {
+            return Ok(None);
+        }
+        match self.generate().await {
+            Ok(signer) => Ok(Some(signer)),
+            Err(error @ KeysError::Provider(_)) => {
+                tracing::error!(%error, "the revoked signing key has no successor yet; trying again");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Records what happened to a key.
+    fn record(&self, action: Action, record: &KeyRecord, describe: impl FnOnce(Event) -> Event) {
+        let event = Event::of(action).key(&record.kid).issuer(&record.issuer).realm(&self.0.settings.realm);
+        let event = event.detail("algorithm", record.algorithm.to_string());
+        self.0.audit.record(describe(event.detail("provider", record.provider.as_str())));
+    }
+
+    /// Marks our keys among `kids` as compromised. If the active one is among them, a pending one or `successor` takes over at
+    /// once: waiting for the fleet would mean to go on with a stolen key. None of ours: nothing is done.
     pub(crate) async fn compromise(
         &self,
         transaction: &mut Transaction,
         kids: &[&str],
-        replacement: &Signer,
-    ) -> Result<Option<Ticket>, KeysError> {
+        successor: Option<&Signer>,
+    ) -> Result<Option<Compromised>, KeysError> {
         let inner = &*self.0;
         let now = wall_now();
         let mut keys = signing_keys::locked(transaction, &inner.settings.issuer).await?;
-        let mut found = false;
+        let mut dead = Vec::new();
         for key in keys.iter_mut().filter(|key| kids.contains(&key.record.kid.as_str())) {
-            found = true;
+            dead.push(key.clone());
             key.record.state = SigningKeyState::Compromised;
             key.record.retired_at = key.record.retired_at.or(Some(now.0));
             key.wrapped.clear();
             signing_keys::update(transaction, key).await?;
         }
-        if !found {
+        if dead.is_empty() {
             return Ok(None);
         }
+        let mut takes_over = None;
         if !keys.iter().any(|key| key.record.state == SigningKeyState::Active) {
             if let Some(key) = keys.iter_mut().find(|key| key.record.state == SigningKeyState::Pending) {
                 key.record.state = SigningKeyState::Active;
                 key.record.activated_at = Some(now.0);
                 signing_keys::update(transaction, key).await?;
-            } else {
-                let key = stored(replacement, &inner.wrapper, &inner.settings, SigningKeyState::Active)?;
+                takes_over = Some(key.record.clone());
+            } else if let Some(successor) = successor {
+                let key = stored(successor, &inner.custody, &inner.settings, SigningKeyState::Active)?;
                 signing_keys::insert(transaction, &key).await?;
+                takes_over = Some(key.record.clone());
                 keys.push(key);
             }
         }
-        Ok(Some(publish(transaction, &inner.settings.issuer, &keys).await?))
+        let ticket = publish(transaction, &inner.settings.issuer, &keys).await?;
+        Ok(Some(Compromised { ticket, dead, successor: takes_over }))
+    }
+
+    /// What follows the commit of [`Self::compromise`]: the records, the copy in memory, and what providers still keep.
+    /// `prepared` is what [`Self::successor_of`] made.
+    pub(crate) async fn concluded(&self, compromised: Option<&Compromised>, prepared: Option<&Signer>) {
+        let successor = compromised.and_then(|compromised| compromised.successor.as_ref());
+        if let Some(record) = successor {
+            self.record(Action::KeyActivated, record, |event| event.detail("at_once", true));
+        }
+        if let Some(prepared) = prepared
+            && successor.is_none_or(|record| record.kid != prepared.kid())
+        {
+            self.discard(prepared).await;
+        }
+        let Some(compromised) = compromised else { return };
+        if let Err(error) = self.refresh().await {
+            tracing::error!(%error, "the new key set is not taken over here; trying again");
+        }
+        self.0.wake.notify_one();
+        for key in &compromised.dead {
+            self.remove_from_provider(&key.record.kid, &key.record.provider, &key.wrapped).await;
+        }
     }
 
     /// Takes over what has changed in the store, here or in another process.
@@ -358,7 +546,7 @@ impl Keys {
         if is_current(&before) {
             return Ok(before);
         }
-        let loaded = Arc::new(load(&inner.store, &inner.wrapper, &inner.settings, Some(&before)).await?);
+        let loaded = Arc::new(load(&inner.store, &inner.custody, &inner.settings, Some(&before)).await?);
         inner.loaded.store(Arc::clone(&loaded));
         Ok(loaded)
     }
@@ -367,24 +555,26 @@ impl Keys {
 /// Reads the keys of the issuer. The signer of `before` is kept where it is still the active one.
 async fn load(
     store: &Store,
-    wrapper: &Wrapper,
+    custody: &Custody,
     settings: &KeySettings,
     before: Option<&Loaded>,
 ) -> Result<Loaded, KeysError> {
     let version = store.version(Topic::SigningKeys);
     let keys = signing_keys::list(store, &settings.issuer).await?;
     let issuers = issuers_of(settings, &keys)?;
-    let active = keys
-        .iter()
-        .find(|key| key.record.state == SigningKeyState::Active)
-        .ok_or_else(|| corrupt("key set", "has no active key"))?;
-    let record = &active.record;
-    let signer = if let Some(before) = before.filter(|before| before.signer.kid() == record.kid) {
-        Arc::clone(&before.signer)
-    } else {
-        Arc::new(Signer::unwrap(wrapper, &record.kid, record.algorithm, &active.wrapped)?)
+    let active = keys.iter().find(|key| key.record.state == SigningKeyState::Active);
+    let before = before.and_then(|before| before.signer.as_ref());
+    let signer = match (active, before) {
+        (None, _) => None,
+        (Some(active), Some(before)) if before.kid() == active.record.kid => Some(Arc::clone(before)),
+        (Some(active), _) => Some(Arc::new(custody.open(active)?)),
     };
     Ok(Loaded { version, signer, issuers })
+}
+
+/// Whether no key signs, and none is about to.
+fn is_lost(keys: &[StoredKey]) -> bool {
+    !keys.iter().any(|key| matches!(key.record.state, SigningKeyState::Active | SigningKeyState::Pending))
 }
 
 /// Gives the feed `keys` as the issuer's whole key set, and tells the copies in memory.
@@ -397,23 +587,20 @@ async fn publish(
     outbox::enqueue(transaction, &published(issuer, keys)?, wall_now()).await
 }
 
-async fn generate(algorithm: Algorithm) -> Result<Signer, KeysError> {
-    // RSA takes long enough to hold up a runtime thread.
-    tokio::task::spawn_blocking(move || Signer::generate(algorithm)).await.map_err(|_| KeysError::Library)?
-}
-
 fn stored(
     signer: &Signer,
-    wrapper: &Wrapper,
+    custody: &Custody,
     settings: &KeySettings,
     state: SigningKeyState,
 ) -> Result<StoredKey, KeysError> {
     let now = wall_now().0;
+    let (provider, wrapped) = custody.kept(signer)?;
     Ok(StoredKey {
         record: KeyRecord {
             kid: signer.kid().to_owned(),
             issuer: settings.issuer.clone(),
             algorithm: signer.algorithm(),
+            provider: provider.to_owned(),
             state,
             created_at: now,
             activated_at: (state == SigningKeyState::Active).then_some(now),
@@ -422,6 +609,6 @@ fn stored(
         },
         realm: settings.realm.clone(),
         spki: signer.spki().to_vec(),
-        wrapped: signer.wrap(wrapper)?,
+        wrapped,
     })
 }

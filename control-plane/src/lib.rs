@@ -1,9 +1,12 @@
 //! The control plane: issues tokens, owns keys and clients, revokes, and publishes the signed feed that every sidecar
 //! follows. The store is the truth; NATS is an untrusted carrier that may be away.
 
+pub mod admin_access;
+pub mod anomalies;
 pub mod api_keys;
 pub mod app;
 pub mod assertions;
+pub mod audit;
 pub mod authentication;
 pub mod clock;
 pub mod config;
@@ -27,3 +30,4 @@ pub mod secret;
 pub mod sessions;
 pub mod store;
 pub mod tls;
+pub mod trace;

@@ -8,8 +8,12 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
+use crate::anomalies::{Anomalies, AnomalyKind};
+use crate::audit::AuditCounters;
 use crate::events::{EventKind, Events};
 use crate::feed::{Carrier, FeedCounters, FeedHandle};
+use crate::http::Services;
+use crate::keys::Keys;
 
 /// What the metrics' names begin with.
 const NAMESPACE: &str = "atm_control_plane";
@@ -25,6 +29,8 @@ pub enum Endpoint {
     Revoke,
     /// `/oauth2/register`
     Register,
+    /// `/security-events`
+    SecurityEvents,
     /// JWKS and metadata.
     Discovery,
     /// `/admin/v1/clients`
@@ -43,16 +49,19 @@ pub enum Endpoint {
     AdminPolicies,
     /// `/admin/v1/fleet` and `/admin/v1/feed`
     AdminFleet,
+    /// `/admin/v1/audit`
+    AdminAudit,
     /// `/admin/v1/realms`; what is below a realm counts as what it is.
     AdminRealms,
 }
 
 impl Endpoint {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Token,
         Self::Introspect,
         Self::Revoke,
         Self::Register,
+        Self::SecurityEvents,
         Self::Discovery,
         Self::AdminClients,
         Self::AdminSessions,
@@ -62,6 +71,7 @@ impl Endpoint {
         Self::AdminRevocations,
         Self::AdminPolicies,
         Self::AdminFleet,
+        Self::AdminAudit,
         Self::AdminRealms,
     ];
 
@@ -71,6 +81,7 @@ impl Endpoint {
             Self::Introspect => "introspect",
             Self::Revoke => "revoke",
             Self::Register => "register",
+            Self::SecurityEvents => "security_events",
             Self::Discovery => "discovery",
             Self::AdminClients => "admin_clients",
             Self::AdminSessions => "admin_sessions",
@@ -80,6 +91,7 @@ impl Endpoint {
             Self::AdminRevocations => "admin_revocations",
             Self::AdminPolicies => "admin_policies",
             Self::AdminFleet => "admin_fleet",
+            Self::AdminAudit => "admin_audit",
             Self::AdminRealms => "admin_realms",
         }
     }
@@ -107,6 +119,12 @@ pub struct Metrics {
     oauth: OAuthEvents,
     signing_key: IntGauge,
     feed: FeedMetrics,
+    audit: AuditMetrics,
+    anomalies: IntCounterVec,
+    anomalies_shown: Mutex<[u64; AnomalyKind::ALL.len()]>,
+    signing_out: IntGauge,
+    signing_failures: IntCounter,
+    signing_failures_shown: Mutex<u64>,
 }
 
 /// Read from the events when somebody asks.
@@ -179,6 +197,27 @@ impl Metrics {
                 ))?,
             )?,
             feed: FeedMetrics::new(&registry)?,
+            audit: AuditMetrics::new(&registry)?,
+            anomalies: registered(
+                &registry,
+                IntCounterVec::new(
+                    opts("anomalies_total", "Things that should not happen and did."),
+                    &["kind"],
+                )?,
+            )?,
+            anomalies_shown: Mutex::default(),
+            signing_out: registered(
+                &registry,
+                IntGauge::with_opts(opts(
+                    "signing_out",
+                    "Whether tokens cannot be signed, as the last attempt showed.",
+                ))?,
+            )?,
+            signing_failures: registered(
+                &registry,
+                counter("signing_failures_total", "Signatures that the key's provider did not make.")?,
+            )?,
+            signing_failures_shown: Mutex::default(),
             requests,
             seconds,
             introspections,
@@ -211,10 +250,30 @@ impl Metrics {
         self.signing_key.set(at);
     }
 
-    /// Everything in Prometheus's text format, with the state of `feed` and `events` now.
-    pub fn render(&self, feed: &FeedHandle, events: &Events) -> Result<String, prometheus::Error> {
-        self.feed.read(feed);
-        self.oauth.read(events);
+    /// Two readers at once must not count anything twice, hence the lock.
+    fn read_anomalies(&self, anomalies: &Anomalies) {
+        let mut shown = self.anomalies_shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for (shown, (kind, now)) in shown.iter_mut().zip(anomalies.counts()) {
+            self.anomalies.with_label_values(&[kind.as_str()]).inc_by(now.saturating_sub(*shown));
+            *shown = now;
+        }
+    }
+
+    fn read_signing(&self, keys: &Keys) {
+        self.signing_out.set(i64::from(keys.outage().is_some()));
+        let mut shown = self.signing_failures_shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = keys.signing_failures();
+        self.signing_failures.inc_by(now.saturating_sub(*shown));
+        *shown = now;
+    }
+
+    /// Everything in Prometheus's text format, with the state of `services` now.
+    pub fn render(&self, services: &Services) -> Result<String, prometheus::Error> {
+        self.feed.read(&services.feed);
+        self.oauth.read(&services.events);
+        self.audit.read(services.audit.counters());
+        self.read_anomalies(&services.anomalies);
+        self.read_signing(&services.keys);
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
@@ -256,6 +315,51 @@ impl OAuthEvents {
             self.total.with_label_values(&[kind.as_str()]).inc_by(now.saturating_sub(*shown));
             *shown = now;
         }
+    }
+}
+
+/// Read from the audit pipeline when somebody asks.
+#[derive(Debug)]
+struct AuditMetrics {
+    written: IntCounter,
+    lost: IntCounter,
+    suppressed: IntCounter,
+    write_failures: IntCounter,
+    waiting: IntGauge,
+    shown: Mutex<AuditCounters>,
+}
+
+impl AuditMetrics {
+    fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let total = |name, help| registered(registry, counter(name, help)?);
+        Ok(Self {
+            written: total("audit_events_written_total", "Audit events in the store.")?,
+            lost: total("audit_events_lost_total", "Audit events lost because the store was blocked.")?,
+            suppressed: total(
+                "audit_refusals_summed_total",
+                "Refusals beyond the rate, recorded as a number.",
+            )?,
+            write_failures: total(
+                "audit_write_failures_total",
+                "Writes of audit events that were repeated.",
+            )?,
+            waiting: registered(
+                registry,
+                IntGauge::with_opts(opts("audit_events_waiting", "Queued audit events."))?,
+            )?,
+            shown: Mutex::default(),
+        })
+    }
+
+    fn read(&self, now: AuditCounters) {
+        self.waiting.set(i64::try_from(now.waiting).unwrap_or(i64::MAX));
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let add = |counter: &IntCounter, now: u64, shown: u64| counter.inc_by(now.saturating_sub(shown));
+        add(&self.written, now.written, shown.written);
+        add(&self.lost, now.lost, shown.lost);
+        add(&self.suppressed, now.suppressed, shown.suppressed);
+        add(&self.write_failures, now.write_failures, shown.write_failures);
+        *shown = now;
     }
 }
 

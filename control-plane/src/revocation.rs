@@ -9,17 +9,28 @@ use atm_core::time::UnixMillis;
 use atm_core::token::AuthenticToken;
 use atm_proto::change::Change;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::audit::{Action, Actor, Audit, Event};
 use crate::clock::IssueClock;
 use crate::feed::{FeedError, FeedHandle};
-use crate::keys::{Keys, KeysError};
+use crate::keys::{Compromised, Keys, KeysError, Signer};
 use crate::registry::FieldError;
 use crate::secret;
 use crate::store::outbox::{self, Ticket};
 use crate::store::{Store, StoreError, Transaction, enforcement, sessions, transact};
 
+mod batch;
+mod preview;
+mod schedule;
+mod security_event;
 #[cfg(test)]
 mod tests;
+
+pub use batch::{BatchProgress, MAX_PART};
+pub use preview::{IssuedTokens, Preview};
+pub use schedule::{MAX_SCHEDULED_SELECTORS, ScheduleStatus, Scheduled};
+pub use security_event::{MEDIA_TYPE, SecurityEventError, Taken, Transmitters};
 
 /// Selectors that one call may name.
 pub const MAX_SELECTORS: usize = 100_000;
@@ -27,6 +38,8 @@ pub const MAX_SELECTORS: usize = 100_000;
 const IDS_A_CHANGE: usize = 20_000;
 /// As [`IDS_A_CHANGE`]; an entry holds an instant too.
 const WATERMARKS_A_CHANGE: usize = 10_000;
+/// Selectors of one call up to which each has an audit event of its own.
+const RECORDED_ONE_BY_ONE: usize = 20;
 /// Bytes of a selector's value.
 const MAX_VALUE: usize = 1_024;
 /// The end of the year 9999, in seconds.
@@ -76,7 +89,8 @@ impl Selector {
         }
     }
 
-    fn kind_name(&self) -> &'static str {
+    /// The name in records: `token`, `session` ...
+    pub fn kind_name(&self) -> &'static str {
         match self {
             Self::Token { .. } => "token",
             Self::Session(_) => "session",
@@ -88,7 +102,8 @@ impl Selector {
         }
     }
 
-    fn value(&self) -> &str {
+    /// What is named.
+    pub fn value(&self) -> &str {
         match self {
             Self::Token { jti, .. } => jti,
             Self::Session(value)
@@ -142,6 +157,23 @@ pub struct RevocationRecord {
     pub created_at: i64,
 }
 
+/// Which past calls are listed. Everything given must fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RevocationFilter {
+    /// `token`, `session`, `subject`, `client`, `realm`, `issuer` or `key`.
+    pub kind: Option<String>,
+    /// The value named; of several, the first.
+    pub value: Option<String>,
+    /// Who called.
+    pub actor: Option<String>,
+    /// The whole reason.
+    pub reason: Option<String>,
+    /// Not before, in milliseconds since the Unix epoch.
+    pub since_ms: Option<i64>,
+    /// Not after.
+    pub until_ms: Option<i64>,
+}
+
 /// Why nothing was revoked, or why it is not known to be in the feed.
 #[derive(Debug, thiserror::Error)]
 pub enum RevocationError {
@@ -151,7 +183,7 @@ pub enum RevocationError {
     /// The store failed; nothing was done.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The replacement of a revoked key could not be made; nothing was done.
+    /// Our own keys cannot be read or changed; nothing was done.
     #[error(transparent)]
     Keys(#[from] KeysError),
     /// Committed, not sequenced yet; the feed takes it up as soon as the store lets it.
@@ -166,7 +198,50 @@ pub struct Revocations {
     feed: FeedHandle,
     clock: Arc<IssueClock>,
     keys: Keys,
+    audit: Audit,
     default_issuer: Arc<str>,
+}
+
+/// What somebody wants revoked.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// All of them or none.
+    pub selectors: &'a [Selector],
+    /// What was issued at or before then; none: until now. Single tokens and keys are dead whenever they were made.
+    pub before: Option<UnixMillis>,
+    /// Who, for the record.
+    pub actor: &'a str,
+    /// Why, for the record.
+    pub reason: Option<&'a str>,
+}
+
+/// What an order needs before its transaction.
+struct Prepared {
+    watermark: UnixMillis,
+    records: Vec<RevocationRecord>,
+    /// Takes over where the active key is revoked.
+    successor: Option<Signer>,
+    /// The file that it is a part of.
+    batch: Option<String>,
+}
+
+/// What an order came to in its transaction.
+struct Applied {
+    /// Of its last change.
+    ticket: Ticket,
+    /// Our own keys among what it named.
+    keys: Option<Compromised>,
+}
+
+impl Prepared {
+    /// One record for all parts of the file `batch`.
+    fn recorded_as(mut self, batch: &str) -> Self {
+        for record in &mut self.records {
+            record.id = format!("{batch}:{}", record.kind);
+        }
+        self.batch = Some(batch.to_owned());
+        self
+    }
 }
 
 impl Revocations {
@@ -176,9 +251,10 @@ impl Revocations {
         feed: FeedHandle,
         clock: Arc<IssueClock>,
         keys: Keys,
+        audit: Audit,
         default_issuer: &str,
     ) -> Self {
-        Self { store, feed, clock, keys, default_issuer: default_issuer.into() }
+        Self { store, feed, clock, keys, audit, default_issuer: default_issuer.into() }
     }
 
     /// Revokes all of `selectors` or none, 1 to [`MAX_SELECTORS`]. Returns when they are in the log; NATS need not be
@@ -189,41 +265,78 @@ impl Revocations {
         actor: &str,
         reason: Option<&str>,
     ) -> Result<Revoked, RevocationError> {
-        check(selectors, reason)?;
-        let replacement = if selectors.iter().any(|selector| matches!(selector, Selector::Key(_))) {
-            Some(self.keys.generate().await?)
-        } else {
-            None
-        };
-        let kids: Vec<&str> = selectors
-            .iter()
-            .filter_map(|selector| match selector {
-                Selector::Key(kid) => Some(kid.as_str()),
-                _ => None,
-            })
-            .collect();
-        // Before the watermark is taken: a grant under way has then either read the store before, and took its instant before
-        // that, or finds what it stands on ended.
-        self.end_sessions(selectors).await?;
-        let watermark = self.clock.revoke().await?;
-        let records = records(selectors, watermark, self.clock.wall(), actor, reason)?;
-        let ticket = transact!(self.store, |transaction| -> Result<Ticket, RevocationError> {
-            let mut ticket = self.enforce(transaction, selectors, watermark).await?;
-            for record in &records {
-                enforcement::record(transaction, record).await?;
-            }
-            if let Some(replacement) = &replacement
-                && let Some(later) = self.keys.compromise(transaction, &kids, replacement).await?
-            {
-                ticket = later;
-            }
-            Ok(ticket)
+        self.carry_out_order(Order { selectors, before: None, actor, reason }).await
+    }
+
+    /// As [`Self::revoke`], also for «everything before».
+    pub async fn carry_out_order(&self, order: Order<'_>) -> Result<Revoked, RevocationError> {
+        check(&order)?;
+        let prepared = self.prepare(&order).await?;
+        let applied = transact!(self.store, |transaction| -> Result<Applied, RevocationError> {
+            self.apply(transaction, &order, &prepared).await
         })?;
-        if !kids.is_empty() {
-            self.keys.refresh().await?;
+        self.concluded(&order, &prepared, &applied, None).await
+    }
+
+    /// Our own issuer.
+    fn issuer(&self) -> &str {
+        &self.default_issuer
+    }
+
+    /// What is slow or must not be done twice.
+    async fn prepare(&self, order: &Order<'_>) -> Result<Prepared, RevocationError> {
+        // Before the watermark is taken: a grant under way has then either read the store before, and took its instant before
+        // that, or finds what it stands on ended. Of «everything before» the watermark alone ends sessions: later ones live.
+        if order.before.is_none() {
+            self.end_sessions(order.selectors).await?;
         }
-        let revision = self.feed.sequenced(&ticket).await?;
-        Ok(Revoked { revision, revoked: selectors.len() })
+        let kids: Vec<&str> = kids(order.selectors).collect();
+        let successor = if kids.is_empty() { None } else { self.keys.successor_of(&kids).await? };
+        let now = self.clock.revoke().await?;
+        let watermark = order.before.map_or(now, |before| before.min(now));
+        let records = records(order, watermark, self.clock.wall())?;
+        Ok(Prepared { watermark, records, successor, batch: None })
+    }
+
+    /// Makes the order true in `transaction`.
+    async fn apply(
+        &self,
+        transaction: &mut Transaction,
+        order: &Order<'_>,
+        prepared: &Prepared,
+    ) -> Result<Applied, RevocationError> {
+        let ticket = self.enforce(transaction, order.selectors, prepared.watermark).await?;
+        for record in &prepared.records {
+            enforcement::record(transaction, record).await?;
+        }
+        let kids: Vec<&str> = kids(order.selectors).collect();
+        let keys = if kids.is_empty() {
+            None
+        } else {
+            self.keys.compromise(transaction, &kids, prepared.successor.as_ref()).await?
+        };
+        let ticket = keys.as_ref().map_or(ticket, |keys| keys.ticket.clone());
+        Ok(Applied { ticket, keys })
+    }
+
+    /// What follows the commit: the record of it, our own keys, and the feed's revision.
+    async fn concluded(
+        &self,
+        order: &Order<'_>,
+        prepared: &Prepared,
+        applied: &Applied,
+        actor: Option<Actor>,
+    ) -> Result<Revoked, RevocationError> {
+        for event in events(order, prepared, self.keys.realm()) {
+            let event = event.detail("on_behalf_of", order.actor);
+            self.audit.record(match &actor {
+                Some(actor) => event.by(actor.clone()),
+                None => event,
+            });
+        }
+        self.keys.concluded(applied.keys.as_ref(), prepared.successor.as_ref()).await;
+        let revision = self.feed.sequenced(&applied.ticket).await?;
+        Ok(Revoked { revision, revoked: order.selectors.len() })
     }
 
     /// Makes the store refuse what the scopes cover, ahead of the feed: no refresh and no exchange begins any more with what was
@@ -266,9 +379,14 @@ impl Revocations {
         })
     }
 
-    /// Past calls, the newest first, at most `limit`.
-    pub async fn list(&self, limit: u32) -> Result<Vec<RevocationRecord>, StoreError> {
-        enforcement::list(&self.store, limit).await
+    /// Past calls that fit, the newest first, behind `after` (instant and id), at most `limit`.
+    pub async fn list(
+        &self,
+        filter: &RevocationFilter,
+        after: Option<(i64, &str)>,
+        limit: u32,
+    ) -> Result<Vec<RevocationRecord>, StoreError> {
+        enforcement::list(&self.store, filter, after, limit).await
     }
 
     /// Whether the token is revoked by itself or by any scope it belongs to; for introspection (RFC 7662).
@@ -331,7 +449,8 @@ impl Revocations {
     }
 }
 
-fn check(selectors: &[Selector], reason: Option<&str>) -> Result<(), RevocationError> {
+fn check(order: &Order<'_>) -> Result<(), RevocationError> {
+    let Order { selectors, before, reason, .. } = *order;
     let mut errors = Vec::new();
     let mut refuse = |field: String, message: &str| {
         // A caller with a systematic mistake in 100,000 selectors needs a few of them.
@@ -344,6 +463,19 @@ fn check(selectors: &[Selector], reason: Option<&str>) -> Result<(), RevocationE
     }
     if reason.is_some_and(|reason| reason.len() > MAX_VALUE) {
         refuse("reason".to_owned(), "must be at most 1024 bytes");
+    }
+    if before.is_some_and(|before| before.0 <= 0 || before > crate::clock::wall_now()) {
+        refuse(
+            "before_ms".to_owned(),
+            "must be a past instant, in milliseconds since 1970; schedule what is to come",
+        );
+    }
+    let is_whole = |selector: &Selector| matches!(selector, Selector::Token { .. } | Selector::Key(_));
+    if before.is_some() && selectors.iter().any(is_whole) {
+        refuse(
+            "before_ms".to_owned(),
+            "does not go with single tokens and keys: they are dead whenever they were made",
+        );
     }
     for (index, selector) in selectors.iter().enumerate() {
         let value = selector.value();
@@ -362,13 +494,48 @@ fn check(selectors: &[Selector], reason: Option<&str>) -> Result<(), RevocationE
     if errors.is_empty() { Ok(()) } else { Err(RevocationError::Invalid(errors)) }
 }
 
+/// The kids among `selectors`.
+fn kids(selectors: &[Selector]) -> impl Iterator<Item = &str> {
+    selectors.iter().filter_map(|selector| match selector {
+        Selector::Key(kid) => Some(kid.as_str()),
+        _ => None,
+    })
+}
+
+/// What is recorded of an order: an event for each of a few selectors, one for many.
+fn events(order: &Order<'_>, prepared: &Prepared, realm: &str) -> Vec<Event> {
+    let event = || {
+        let event = Event::of(Action::Revoked).realm(realm).detail("not_after_ms", prepared.watermark.0);
+        let reason = order.reason.into_iter();
+        let event = reason.fold(event, |event, reason| event.detail("why", reason));
+        prepared.batch.iter().fold(event, |event, batch| event.detail("batch", batch.as_str()))
+    };
+    if order.selectors.len() > RECORDED_ONE_BY_ONE {
+        let kinds =
+            prepared.records.iter().map(|record| (record.kind.clone(), record.number.into())).collect();
+        return vec![event().detail("number", order.selectors.len()).detail("kinds", Value::Object(kinds))];
+    }
+    let about = |selector: &Selector| {
+        let (event, value) = (event().detail("kind", selector.kind_name()), selector.value());
+        match selector {
+            Selector::Token { issuer, .. } => issuer.iter().fold(event.token(value), Event::issuer),
+            Selector::Session(_) => event.session(value),
+            Selector::Subject(_) => event.subject(value),
+            Selector::Client(_) => event.client(value),
+            Selector::Realm(_) => event.realm(value),
+            Selector::Issuer(_) => event.issuer(value),
+            Selector::Key(_) => event.key(value),
+        }
+    };
+    order.selectors.iter().map(about).collect()
+}
+
 fn records(
-    selectors: &[Selector],
+    order: &Order<'_>,
     watermark: UnixMillis,
     now: UnixMillis,
-    actor: &str,
-    reason: Option<&str>,
 ) -> Result<Vec<RevocationRecord>, StoreError> {
+    let Order { selectors, actor, reason, .. } = *order;
     let mut by_kind: BTreeMap<&'static str, (u64, &Selector)> = BTreeMap::new();
     for selector in selectors {
         by_kind.entry(selector.kind_name()).or_insert((0, selector)).0 += 1;

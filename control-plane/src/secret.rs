@@ -159,6 +159,34 @@ impl RootKey {
         Ok(NonceKey::new(&bytes))
     }
 
+    /// Names the key, and tells nothing of it: 16 hexadecimal digits.
+    pub fn id(&self) -> String {
+        hex::encode(
+            &hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, self.0.as_ref()), b"atm key id v1").as_ref()[..8],
+        )
+    }
+
+    /// `other`, sealed by this key for the purpose `name`.
+    pub(crate) fn seal(&self, name: &str, other: &Self) -> Result<Vec<u8>, SecretError> {
+        self.sealer()?.wrap(name.as_bytes(), other.0.as_ref())
+    }
+
+    /// What [`Self::seal`] sealed.
+    pub(crate) fn unseal(&self, name: &str, sealed: &[u8]) -> Result<Self, SecretError> {
+        let bytes = self.sealer()?.unwrap(name.as_bytes(), sealed)?;
+        let mut key = Zeroizing::new([0; 32]);
+        if bytes.len() != key.len() {
+            return Err(SecretError::Unwrap);
+        }
+        key.copy_from_slice(&bytes);
+        Ok(Self(key))
+    }
+
+    fn sealer(&self) -> Result<Wrapper, SecretError> {
+        let key = UnboundKey::new(&AES_256_GCM, self.derive(b"atm root key seal v1")?.as_ref())?;
+        Ok(Wrapper(std::sync::Arc::new(LessSafeKey::new(key))))
+    }
+
     fn derive(&self, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, SecretError> {
         let mut key = Zeroizing::new([0; 32]);
         hkdf::Salt::new(hkdf::HKDF_SHA256, b"atm-control-plane")

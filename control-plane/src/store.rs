@@ -32,6 +32,7 @@ use crate::secret;
 
 pub(crate) mod api_keys;
 pub(crate) mod assertion_rules;
+pub(crate) mod audit;
 pub(crate) mod clients;
 pub(crate) mod enforcement;
 pub(crate) mod issue_clock;
@@ -41,7 +42,11 @@ pub(crate) mod outbox;
 pub(crate) mod policy_sets;
 mod postgres;
 pub(crate) mod query;
+pub(crate) mod reach;
 pub(crate) mod realms;
+pub(crate) mod revocation_jobs;
+pub(crate) mod sealed_keys;
+pub(crate) mod security_events;
 pub(crate) mod sessions;
 pub(crate) mod signing_keys;
 pub(crate) mod single_use;
@@ -52,7 +57,7 @@ pub(crate) mod trusted_issuers;
 pub(crate) mod versions;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use postgres::{PostgresSettings, PostgresTls};
 pub(crate) use query::{Row, query};

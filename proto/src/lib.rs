@@ -4,6 +4,7 @@
 //! [`signature`] (who says so, over the exact bytes), [`change`] (do we understand every part of it), and
 //! [`change::apply`] (what it changes in a view). A message that fails a gate changes nothing. [`check`] reads what Envoy asks.
 
+pub mod audit;
 pub mod change;
 pub mod check;
 mod convert;

@@ -26,6 +26,8 @@ pub enum Domain {
     SnapshotManifest,
     /// A [`crate::introspection::IntrospectionReply`].
     IntrospectionReply,
+    /// A [`crate::audit::Checkpoint`].
+    AuditCheckpoint,
 }
 
 impl Domain {
@@ -35,6 +37,7 @@ impl Domain {
             Self::Heartbeat => "atm.feed.v1.Heartbeat",
             Self::SnapshotManifest => "atm.feed.v1.SnapshotManifest",
             Self::IntrospectionReply => "atm.feed.v1.IntrospectionReply",
+            Self::AuditCheckpoint => "atm.audit.v1.Checkpoint",
         }
     }
 

@@ -3,6 +3,9 @@
 /// Name of the JetStream stream that keeps the change sets.
 pub const STREAM: &str = "ATM_FEED";
 
+/// Name of the JetStream stream that keeps decisions that sidecars record and the audit chains of control planes.
+pub const AUDIT_STREAM: &str = "ATM_AUDIT";
+
 /// Header that carries a change set's revision in decimal, so that a reader can map revisions to stream sequences without
 /// decoding payloads. It is a hint: what counts is the signed revision inside.
 pub const REVISION_HEADER: &str = "Atm-Revision";
@@ -64,6 +67,11 @@ impl Subjects {
     /// Decisions that sidecars record.
     pub fn audit(&self) -> String {
         self.under("audit")
+    }
+
+    /// The audit chains of control planes; captured by [`AUDIT_STREAM`].
+    pub fn audit_events(&self) -> String {
+        self.under("audit.events")
     }
 
     fn under(&self, name: &str) -> String {

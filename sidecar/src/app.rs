@@ -193,6 +193,7 @@ fn judge(
     let (log, logging) = decision_log::start(
         client.clone(),
         DecisionLogSettings {
+            sidecar: sidecar_id.to_owned(),
             permit_sample: config.decision_log.permit_sample,
             shadow_sample: config.decision_log.shadow_sample,
             stdout: config.decision_log.stdout,

@@ -24,6 +24,8 @@ const MAX_TEXT_BYTES: usize = 1_024;
 /// What is written down, and where.
 #[derive(Debug, Clone)]
 pub struct DecisionLogSettings {
+    /// Who decides: the sidecar's name in the fleet.
+    pub sidecar: String,
     /// Of so many permits one is recorded; 0 records none.
     pub permit_sample: u64,
     /// Of so many differences to a shadow policy one is recorded; 0 records none.
@@ -166,7 +168,9 @@ impl DecisionLog {
         }
         let counter = match self.0.sender.try_reserve() {
             Ok(room) => {
-                room.send(Value::Object(make()));
+                let mut record = make();
+                record.insert("sidecar".to_owned(), self.0.settings.sidecar.as_str().into());
+                room.send(Value::Object(record));
                 &self.0.recorded
             }
             Err(_) => &self.0.dropped,

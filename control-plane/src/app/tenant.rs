@@ -9,8 +9,11 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::StartError;
+use crate::admin_access::AdminAccess;
+use crate::anomalies::Anomalies;
 use crate::api_keys::ApiKeys;
 use crate::assertions::AssertionGrants;
+use crate::audit::Audit;
 use crate::authentication::Authenticator;
 use crate::authentication::certificate::Authorities;
 use crate::authentication::key_sets::KeySets;
@@ -22,7 +25,8 @@ use crate::http::{Services, admin, oauth};
 use crate::introspection::Introspection;
 use crate::issuance::{Issuance, IssuanceSettings};
 use crate::issuers::Issuers;
-use crate::keys::{KeySettings, Keys};
+use crate::keys::root::WrappingKeys;
+use crate::keys::{Custody, KeySettings, Keys};
 use crate::lifecycle::Readiness;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -30,8 +34,8 @@ use crate::policies::Policies;
 use crate::realms::{DEFAULT_REALM, Realm, RealmStatus, Realms, Served, issuer_of};
 use crate::registration::{Registration, RegistrationSettings};
 use crate::registry::Registry;
-use crate::revocation::Revocations;
-use crate::secret::{SecretHasher, Wrapper};
+use crate::revocation::{Revocations, Transmitters};
+use crate::secret::SecretHasher;
 use crate::sessions::{SessionSettings, Sessions};
 use crate::store::Store;
 
@@ -42,13 +46,17 @@ pub(super) struct Plant {
     pub(super) clock: Arc<IssueClock>,
     pub(super) feed: FeedHandle,
     pub(super) hasher: SecretHasher,
-    pub(super) wrapper: Wrapper,
+    pub(super) custody: Custody,
     pub(super) issuers: Issuers,
     pub(super) events: Events,
+    pub(super) audit: Audit,
+    pub(super) anomalies: Anomalies,
+    pub(super) admin_access: AdminAccess,
+    pub(super) transmitters: Transmitters,
+    pub(super) wrapping_keys: Arc<WrappingKeys>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Readiness,
     pub(super) config: Arc<Config>,
-    pub(super) admin_token_hash: [u8; 32],
     pub(super) registration_token: Option<Zeroizing<String>>,
     pub(super) dpop_nonces: Option<Arc<NonceKey>>,
     pub(super) authorities: Option<Authorities>,
@@ -116,18 +124,25 @@ impl Plant {
             realm: tenant.name.clone(),
             algorithm: tenant.algorithm,
             max_token_lifetime: self.config.max_token_lifetime,
+            rotate_every: self.config.keys.rotate_every,
+            fleet_wait: self.config.keys.fleet_wait,
         };
-        let keys =
-            Keys::load_or_create(self.store.clone(), self.feed.clone(), self.wrapper.clone(), settings);
-        Ok(keys.await?)
+        let (store, feed, custody) = (self.store.clone(), self.feed.clone(), self.custody.clone());
+        Ok(Keys::load_or_create(store, feed, custody, self.audit.clone(), settings).await?)
     }
 
     /// What the interfaces of the realm work with. `realms`: those beside it, for the default one.
     pub(super) fn services(&self, tenant: &Tenant, keys: Keys, realms: Option<Realms>) -> Services {
         let (store, clock, hasher) = (&self.store, &self.clock, &self.hasher);
         let (realm, issuer, oauth) = (tenant.name.as_str(), tenant.issuer.as_str(), &self.config.oauth);
-        let revocations =
-            Revocations::new(store.clone(), self.feed.clone(), Arc::clone(clock), keys.clone(), issuer);
+        let revocations = Revocations::new(
+            store.clone(),
+            self.feed.clone(),
+            Arc::clone(clock),
+            keys.clone(),
+            self.audit.clone(),
+            issuer,
+        );
         let registry =
             Registry::new(store.clone(), Arc::clone(clock), hasher.clone(), revocations.clone(), realm);
         let api_keys = ApiKeys::new(
@@ -183,7 +198,12 @@ impl Plant {
             trusted_proxy: oauth.trusted_proxy.clone(),
             limits: Limits::new(oauth.limits),
             issuer: issuer.to_owned(),
-            admin_token_hash: self.admin_token_hash,
+            admin_access: self.admin_access.clone(),
+            // Their subjects are those of the default realm.
+            transmitters: realms.as_ref().map(|_| self.transmitters.clone()).unwrap_or_default(),
+            wrapping_keys: Arc::clone(&self.wrapping_keys),
+            audit: self.audit.clone(),
+            anomalies: self.anomalies.clone(),
             policies: Policies::new(store.clone(), self.feed.clone(), Arc::clone(clock)),
             store: store.clone(),
             clock: Arc::clone(clock),

@@ -8,6 +8,8 @@ use atm_proto::signature::FeedSigner;
 use zeroize::Zeroizing;
 
 use super::{Config, ConfigError, Environment, KeySource, Mistake};
+use crate::admin_access::AdminAccess;
+use crate::revocation::Transmitters;
 use crate::secret::RootKey;
 
 /// Characters that an admin token has at least: 96 bits in base64url.
@@ -17,12 +19,18 @@ const LONGEST_FILE: usize = 4_096;
 
 /// What the files and variables hold, read once at the start.
 pub struct Secrets {
-    /// Everything at rest hangs on it.
-    pub root_key: RootKey,
+    /// The wrapping key: seals the root key, on which everything at rest hangs.
+    pub wrapping_key: RootKey,
+    /// The wrapping key before it.
+    pub previous_wrapping_key: Option<RootKey>,
     /// Signs the feed.
     pub feed_signer: FeedSigner,
-    /// The bearer token of the admin API.
-    pub admin_token: Zeroizing<String>,
+    /// Signs the checkpoints of the audit chain.
+    pub audit_signer: FeedSigner,
+    /// Who may use the admin API.
+    pub admin_access: AdminAccess,
+    /// Who may push security events.
+    pub transmitters: Transmitters,
     /// The initial access token of dynamic client registration.
     pub registration_token: Option<Zeroizing<String>>,
     /// The password of PostgreSQL's user.
@@ -39,9 +47,23 @@ impl Secrets {
     /// Reads everything, or says all that is wrong. No message holds any part of a secret.
     pub fn read(config: &Config, environment: &Environment) -> Result<Self, ConfigError> {
         let mut mistakes = Vec::new();
-        let root_key = taken(&mut mistakes, wrapping_key(config, environment));
-        let feed_signer = taken(&mut mistakes, feed_signer(&config.feed.signing_key_file));
-        let admin_token = taken(&mut mistakes, bearer_token("admin.tokenFile", &config.admin_token_file));
+        let current = taken(&mut mistakes, wrapping_key(&config.wrapping_key, "wrappingKey", environment));
+        let previous = config.keys.previous_wrapping_key.as_ref();
+        let previous =
+            previous.map(|source| wrapping_key(source, "previousWrappingKey", environment)).transpose();
+        let previous_wrapping_key = taken(&mut mistakes, previous);
+        let feed_key = &config.feed.signing_key_file;
+        let feed_signer = taken(&mut mistakes, signer("feed.signingKeyFile", feed_key));
+        let audit_signer = match &config.audit.signing_key_file {
+            Some(file) => taken(&mut mistakes, signer("audit.signingKeyFile", file)),
+            // What is wrong with it has been said.
+            None => signer("feed.signingKeyFile", feed_key).ok(),
+        };
+        let admin_access = taken(&mut mistakes, admin_access(config));
+        let transmitters = config.transmitters_file.as_deref().map(Transmitters::load).transpose();
+        let transmitters =
+            transmitters.map_err(|problem| mistake("securityEvents.transmittersFile", problem));
+        let transmitters = taken(&mut mistakes, transmitters.map(Option::unwrap_or_default));
         let store_password = config.store.password_file.as_deref().map(store_password).transpose();
         let store_password = taken(&mut mistakes, store_password);
         let registration = config.oauth.registration.as_ref();
@@ -49,16 +71,19 @@ impl Secrets {
             .map(|registration| bearer_token("registration.tokenFile", &registration.token_file))
             .transpose();
         let registration_token = taken(&mut mistakes, registration_token);
-        match (root_key, feed_signer, admin_token, store_password, registration_token) {
-            (
-                Some(root_key),
-                Some(feed_signer),
-                Some(admin_token),
-                Some(store_password),
-                Some(registration_token),
-            ) => Ok(Self { root_key, feed_signer, admin_token, registration_token, store_password }),
-            _ => Err(ConfigError(mistakes)),
-        }
+        let read = || {
+            Some(Self {
+                wrapping_key: current?,
+                previous_wrapping_key: previous_wrapping_key?,
+                feed_signer: feed_signer?,
+                audit_signer: audit_signer?,
+                admin_access: admin_access?,
+                transmitters: transmitters?,
+                registration_token: registration_token?,
+                store_password: store_password?,
+            })
+        };
+        read().ok_or(ConfigError(mistakes))
     }
 }
 
@@ -66,26 +91,35 @@ fn taken<T>(mistakes: &mut Vec<Mistake>, outcome: Result<T, Mistake>) -> Option<
     outcome.map_err(|mistake| mistakes.push(mistake)).ok()
 }
 
-fn wrapping_key(config: &Config, environment: &Environment) -> Result<RootKey, Mistake> {
-    let (path, text) = match &config.wrapping_key {
-        KeySource::File(file) => ("keys.wrappingKeyFile", read("keys.wrappingKeyFile", file)?),
-        KeySource::Environment(name) => {
-            let path = "keys.wrappingKeyEnv";
-            let text = environment.get(name).ok_or_else(|| {
-                mistake(path, format!("the variable {name} is not set; set it or use a file"))
+fn wrapping_key(source: &KeySource, name: &str, environment: &Environment) -> Result<RootKey, Mistake> {
+    let (path, text) = match source {
+        KeySource::File(file) => {
+            let path = format!("keys.{name}File");
+            let text = read(&path, file)?;
+            (path, text)
+        }
+        KeySource::Environment(variable) => {
+            let path = format!("keys.{name}Env");
+            let text = environment.get(variable).ok_or_else(|| {
+                mistake(&path, format!("the variable {variable} is not set; set it or use a file"))
             })?;
             (path, Zeroizing::new(text.clone()))
         }
     };
     RootKey::from_base64url(&text)
-        .map_err(|error| mistake(path, format!("{error}; make one with a random generator")))
+        .map_err(|error| mistake(&path, format!("{error}; make one with a random generator")))
 }
 
-fn feed_signer(file: &Path) -> Result<FeedSigner, Mistake> {
-    const PATH: &str = "feed.signingKeyFile";
+fn admin_access(config: &Config) -> Result<AdminAccess, Mistake> {
+    let token = bearer_token("admin.tokenFile", &config.admin_token_file)?;
+    AdminAccess::load(&token, config.admin_credentials_file.clone())
+        .map_err(|problem| mistake("admin.credentialsFile", problem))
+}
+
+fn signer(path: &'static str, file: &Path) -> Result<FeedSigner, Mistake> {
     let form =
-        || mistake(PATH, "must hold 32 random bytes in base64url without padding (43 characters)".to_owned());
-    let text = read(PATH, file)?;
+        || mistake(path, "must hold 32 random bytes in base64url without padding (43 characters)".to_owned());
+    let text = read(path, file)?;
     let bytes = Zeroizing::new(base64url::decode(text.trim()).map_err(|_| form())?);
     let mut seed = Zeroizing::new([0; 32]);
     if bytes.len() != seed.len() {

@@ -174,6 +174,11 @@ impl Fleet {
         }
     }
 
+    /// Whether every live sidecar must have reported since we listen.
+    pub(super) fn is_in_sight(&self) -> bool {
+        self.lock().listening.is_some_and(|since| since.elapsed() >= WARM_UP)
+    }
+
     /// Takes one report. False: refused.
     pub(super) fn report(&self, id: &str, mut report: SidecarReport) -> bool {
         if report.sidecar_id != id || report.version.len() > MAX_TEXT {

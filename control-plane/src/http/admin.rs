@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::middleware;
 use axum::routing::{any, delete, get, post, put};
+use axum::{Extension, Json, Router};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 use super::{Shared, enclosed, health, measured, uncached};
+use crate::admin_access::Holder;
 use crate::metrics::Endpoint;
 
+mod access;
 mod api_keys;
 mod assertion_rules;
+mod audit;
 mod auth;
 mod clients;
 mod feed;
@@ -31,8 +34,10 @@ mod sessions;
 const MAX_BODY: usize = 1024 * 1024;
 /// As [`MAX_BODY`], for a batch of 100,000 revocations.
 const MAX_BATCH: usize = 32 * 1024 * 1024;
-/// Who did it, in records. The API has one credential so far.
-const ACTOR: &str = "admin";
+/// Who sent the request that is being answered, in records.
+fn actor() -> String {
+    crate::audit::scoped_actor_id().unwrap_or_else(|| "admin".to_owned())
+}
 
 /// The admin listener's routes.
 pub fn router(services: Shared) -> Router {
@@ -45,6 +50,7 @@ pub fn router(services: Shared) -> Router {
         .merge(measured(&services, Endpoint::AdminPolicies, policy_routes()))
         .merge(measured(&services, Endpoint::AdminFleet, fleet_routes()))
         .merge(measured(&services, Endpoint::AdminRealms, realm_routes()))
+        .merge(measured(&services, Endpoint::AdminAudit, audit_routes()))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .merge(
             measured(&services, Endpoint::AdminRevocations, revocation_routes())
@@ -61,7 +67,8 @@ pub fn router(services: Shared) -> Router {
     enclosed(api.merge(open), services)
 }
 
-/// What of the admin API is a realm's own. Who calls has been authorised.
+/// What of the admin API is a realm's own. That the caller has a credential has been looked at; what it may do is looked at
+/// here, by the same table as at the default realm.
 pub fn realm_router(services: Shared) -> Router {
     let api = Router::new()
         .merge(measured(&services, Endpoint::AdminClients, client_routes()))
@@ -77,6 +84,7 @@ pub fn realm_router(services: Shared) -> Router {
             )
             .layer(DefaultBodyLimit::max(MAX_BATCH)),
         )
+        .layer(middleware::from_fn_with_state(services.clone(), auth::require))
         .layer(middleware::map_response(uncached));
     enclosed(api, services)
 }
@@ -135,11 +143,22 @@ fn issuer_routes() -> Router<Shared> {
 }
 
 fn key_routes() -> Router<Shared> {
-    Router::new().route("/admin/v1/keys", get(keys::list)).route("/admin/v1/keys/rotate", post(keys::rotate))
+    Router::new()
+        .route("/admin/v1/keys", get(keys::list))
+        .route("/admin/v1/keys/rotate", post(keys::rotate))
+        .route("/admin/v1/keys/rewrap", post(keys::rewrap))
+        .route("/admin/v1/keys/{kid}/compromise", post(keys::compromise))
+        .route("/admin/v1/receipts/{revision}", get(keys::receipt))
 }
 
 fn revocation_routes() -> Router<Shared> {
-    Router::new().route("/admin/v1/revocations", get(revocations::list).post(revocations::revoke))
+    Router::new()
+        .route("/admin/v1/revocations", get(revocations::list).post(revocations::revoke))
+        .route("/admin/v1/revocations/preview", post(revocations::preview))
+        .route("/admin/v1/revocations/scheduled", get(revocations::scheduled))
+        .route("/admin/v1/revocations/scheduled/{id}", delete(revocations::cancel))
+        .route("/admin/v1/revocations/batches/{batch}", get(revocations::batch))
+        .route("/admin/v1/revocations/batches/{batch}/{part}", put(revocations::part))
 }
 
 fn policy_routes() -> Router<Shared> {
@@ -147,6 +166,21 @@ fn policy_routes() -> Router<Shared> {
         .route("/admin/v1/policies", put(policies::apply).get(policies::current))
         .route("/admin/v1/policies/{version}", get(policies::show))
         .route("/admin/v1/policies/rollback", post(policies::rollback))
+}
+
+fn audit_routes() -> Router<Shared> {
+    Router::new()
+        .route("/admin/v1/whoami", get(whoami))
+        .route("/admin/v1/usage", get(audit::usage))
+        .route("/admin/v1/audit", get(audit::list))
+        .route("/admin/v1/audit/chains", get(audit::chains))
+        .route("/admin/v1/audit/export/{chain}", get(audit::export))
+        .route("/admin/v1/audit/trace/{jti}", get(audit::trace))
+}
+
+/// The credential's name and role.
+async fn whoami(Extension(holder): Extension<Holder>) -> Json<Holder> {
+    Json(holder)
 }
 
 fn fleet_routes() -> Router<Shared> {
@@ -175,12 +209,6 @@ struct Items<T> {
     /// Where the next page begins: give it as `after`.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
-}
-
-impl<T> Items<T> {
-    fn whole(items: Vec<T>) -> Self {
-        Self { items, next: None }
-    }
 }
 
 /// How many entries a list shows at most.

@@ -39,10 +39,13 @@ pub(super) async fn readyz(State(services): State<Shared>) -> Response {
         waiting_for.push("store");
     }
     let carrier = services.feed.carrier();
-    let degraded = match &*carrier.borrow() {
+    let carrier = match &*carrier.borrow() {
         Carrier::Connected => None,
         other => Some(other.to_string()),
     };
+    let signing = services.keys.outage().map(|problem| format!("tokens are not signed: {problem}"));
+    let degraded: Vec<String> = signing.into_iter().chain(carrier).collect();
+    let degraded = (!degraded.is_empty()).then(|| degraded.join("; "));
     let ready = waiting_for.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Body { ready, waiting_for, degraded })).into_response()
@@ -56,7 +59,7 @@ pub(super) async fn metrics(State(services): State<Shared>) -> Result<Response, 
     {
         services.metrics.signing_key_created(active.created_at / 1_000);
     }
-    let text = services.metrics.render(&services.feed, &services.events).map_err(|error| {
+    let text = services.metrics.render(&services).map_err(|error| {
         tracing::error!(%error, "metrics cannot be rendered");
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be rendered; the log says more")
     })?;

@@ -18,6 +18,7 @@ mod parameters;
 mod realms;
 mod register;
 mod revoke;
+mod security_events;
 mod token;
 
 /// Bytes of a request's body: the largest token and some more.
@@ -46,6 +47,10 @@ pub fn router(services: Shared) -> Router {
                 &format!("{path}/oauth2/register/{{client_id}}"),
                 get(register::read).put(register::replace).delete(register::remove),
             ),
+        ))
+        .merge(endpoint(
+            Endpoint::SecurityEvents,
+            Router::new().route(&format!("{path}/security-events"), post(security_events::push)),
         ))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::map_response(uncached));

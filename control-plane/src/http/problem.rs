@@ -9,10 +9,13 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::assertions::RulesError;
+use crate::audit::AuditError;
 use crate::feed::FeedError;
 use crate::issuance::IssuanceError;
 use crate::issuers::IssuersError;
 use crate::keys::KeysError;
+use crate::keys::provider::ProviderError;
+use crate::keys::root::RootError;
 use crate::policies::PoliciesError;
 use crate::realms::RealmError;
 use crate::registry::{FieldError, RegistryError};
@@ -133,12 +136,39 @@ impl From<FeedError> for Problem {
     }
 }
 
+impl From<AuditError> for Problem {
+    fn from(error: AuditError) -> Self {
+        match error {
+            AuditError::Store(error) => error.into(),
+            AuditError::Secret(_) | AuditError::Form(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<RootError> for Problem {
+    fn from(error: RootError) -> Self {
+        match error {
+            RootError::Store(error) => error.into(),
+            RootError::Secret(_) => Self::internal(&error),
+        }
+    }
+}
+
 impl From<KeysError> for Problem {
     fn from(error: KeysError) -> Self {
         match error {
             KeysError::RotationUnderWay { .. } => Self::new(StatusCode::CONFLICT, error.to_string()),
             KeysError::Store(error) => error.into(),
             KeysError::Feed(error) => error.into(),
+            KeysError::NoActiveKey | KeysError::Provider(ProviderError::Unavailable { .. }) => {
+                tracing::error!(%error, "no signing key is at hand");
+                Self::unavailable(error.to_string())
+            }
+            // Its words say what the operator has to mend.
+            KeysError::Provider(_) | KeysError::NoProvider { .. } => {
+                tracing::error!(%error, "the key provider refuses");
+                Self::new(StatusCode::BAD_GATEWAY, error.to_string())
+            }
             KeysError::Wrapped { .. } | KeysError::Library | KeysError::Claims(_) => Self::internal(&error),
         }
     }

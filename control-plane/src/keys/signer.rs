@@ -15,6 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
 use super::KeysError;
+use super::provider::RemoteKey;
 use crate::secret::{self, Wrapper};
 
 /// Bits of new RSA keys: 128 bits of security (NIST SP 800-57).
@@ -24,6 +25,8 @@ enum Pair {
     Ecdsa(EcdsaKeyPair),
     Ed25519(Ed25519KeyPair),
     Rsa(Box<rsa::KeyPair>, &'static dyn RsaEncoding),
+    /// At a provider.
+    Remote(RemoteKey),
 }
 
 /// A private key that signs, with its public half.
@@ -75,6 +78,27 @@ impl Signer {
         Self::of(algorithm, pair)
     }
 
+    /// A key that a provider keeps.
+    pub(super) fn remote(algorithm: Algorithm, spki: Vec<u8>, key: RemoteKey) -> Self {
+        Self { kid: kid_of(&spki), algorithm, spki, pair: Pair::Remote(key) }
+    }
+
+    /// The provider and its reference; none for a key that is here.
+    pub(super) fn reference(&self) -> Option<(&'static str, &[u8])> {
+        match &self.pair {
+            Pair::Remote(key) => Some((key.provider(), key.reference())),
+            _ => None,
+        }
+    }
+
+    /// Whether the provider signs with this key.
+    pub(super) async fn check(&self) -> Result<(), KeysError> {
+        match &self.pair {
+            Pair::Remote(key) => Ok(key.check(&self.kid, &self.spki).await?),
+            _ => Ok(()),
+        }
+    }
+
     /// The private key as PKCS #8 (RFC 5208), wrapped for the store.
     pub(super) fn wrap(&self, wrapper: &Wrapper) -> Result<Vec<u8>, KeysError> {
         let pkcs8 = match &self.pair {
@@ -84,6 +108,8 @@ impl Signer {
                 let der: Pkcs8V1Der<'static> = pair.as_der()?;
                 Zeroizing::new(der.as_ref().to_vec())
             }
+            // It never leaves its provider; who asks for it has mixed keys up.
+            Pair::Remote(_) => return Err(KeysError::Library),
         };
         wrapper
             .wrap(&associated(&self.kid, self.algorithm), &pkcs8)
@@ -106,9 +132,10 @@ impl Signer {
     }
 
     /// The signature over `message` as JWS has it (RFC 7518 §3): `r || s` for ECDSA.
-    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeysError> {
+    pub async fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeysError> {
         let random = SystemRandom::new();
         Ok(match &self.pair {
+            Pair::Remote(key) => key.sign(message).await?,
             Pair::Ecdsa(pair) => pair.sign(&random, message)?.as_ref().to_vec(),
             Pair::Ed25519(pair) => pair.sign(message).as_ref().to_vec(),
             Pair::Rsa(pair, encoding) => {
@@ -124,11 +151,15 @@ impl Signer {
             Pair::Ecdsa(pair) => pair.public_key().as_der()?,
             Pair::Ed25519(pair) => pair.public_key().as_der()?,
             Pair::Rsa(pair, _) => pair.public_key().as_der()?,
+            Pair::Remote(_) => return Err(KeysError::Library),
         };
         let spki = spki.as_ref().to_vec();
-        let kid = URL_SAFE_NO_PAD.encode(&secret::sha256(&spki)[..16]);
-        Ok(Self { kid, algorithm, spki, pair })
+        Ok(Self { kid: kid_of(&spki), algorithm, spki, pair })
     }
+}
+
+fn kid_of(spki: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(&secret::sha256(spki)[..16])
 }
 
 /// What ties a wrapped key to its row.
@@ -164,8 +195,8 @@ mod tests {
     use super::*;
     use crate::secret::RootKey;
 
-    #[test]
-    fn a_key_of_every_algorithm_survives_its_wrapping_and_verifies_in_core() {
+    #[tokio::test]
+    async fn a_key_of_every_algorithm_survives_its_wrapping_and_verifies_in_core() {
         use Algorithm::{ES256, ES384, ES512, EdDSA, PS256, RS256};
         let wrapper = RootKey::generate().unwrap().0.wrapper().unwrap();
         for algorithm in [ES256, ES384, ES512, EdDSA, PS256, RS256] {
@@ -175,7 +206,7 @@ mod tests {
             assert_eq!(again.kid(), signer.kid());
             let key =
                 VerificationKey::from_spki(signer.kid(), algorithm, signer.spki(), KeyState::Active).unwrap();
-            let signature = again.sign(b"message").unwrap();
+            let signature = again.sign(b"message").await.unwrap();
             assert!(key.verify(b"message", &signature).is_ok(), "{algorithm}");
             assert!(key.verify(b"massage", &signature).is_err(), "{algorithm}");
             assert!(Signer::unwrap(&wrapper, "other", algorithm, &sealed).is_err());

@@ -18,8 +18,9 @@ impl Ready {
         let fixture = Fixture::start().await;
         let (store, clock) = (fixture.store.clone(), Arc::clone(&fixture.clock));
         let keys = keys(&fixture, &RootKey::generate().unwrap().0, ISSUER).await;
+        let audit = crate::audit::tests::recording(&store).await;
         let revocations =
-            Revocations::new(store.clone(), fixture.feed.clone(), Arc::clone(&clock), keys, ISSUER);
+            Revocations::new(store.clone(), fixture.feed.clone(), Arc::clone(&clock), keys, audit, ISSUER);
         let made = Arc::<StdMutex<Vec<_>>>::default();
         let noted = Arc::clone(&made);
         let serve: Arc<Serve> = Arc::new(move |realm: Realm| {

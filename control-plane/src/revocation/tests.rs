@@ -2,6 +2,7 @@ use atm_core::key::{Issuer, Issuers};
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::audit::tests::recording;
 use crate::authentication::key_sets::{KeySetSettings, KeySets};
 use crate::authentication::{Authenticator, Credential, Presented};
 use crate::feed::tests::Fixture;
@@ -11,7 +12,15 @@ use crate::secret::RootKey;
 
 async fn revocations(fixture: &Fixture, root: &RootKey) -> Revocations {
     let keys = keys(fixture, root, ISSUER).await;
-    Revocations::new(fixture.store.clone(), fixture.feed.clone(), Arc::clone(&fixture.clock), keys, ISSUER)
+    let audit = recording(&fixture.store).await;
+    Revocations::new(
+        fixture.store.clone(),
+        fixture.feed.clone(),
+        Arc::clone(&fixture.clock),
+        keys,
+        audit,
+        ISSUER,
+    )
 }
 
 fn token(jti: &str, expires_at: Option<i64>) -> Selector {
@@ -50,7 +59,7 @@ async fn one_call_is_one_revision_that_holds_all_of_it() {
     }
     assert_eq!(buckets, [0, 2]);
     assert!(issued <= watermark.unwrap() && fixture.clock.issue().await.unwrap() > watermark.unwrap());
-    let records = revocations.list(10).await.unwrap();
+    let records = revocations.list(&RevocationFilter::default(), None, 10).await.unwrap();
     assert_eq!(records.len(), 2);
     assert!(records.iter().all(|record| record.actor == "operator"));
 }
@@ -66,7 +75,7 @@ async fn a_call_with_one_bad_selector_does_nothing() {
     let fields: Vec<_> = errors.iter().map(|error| error.field.as_str()).collect();
     assert_eq!(fields, ["selectors[1].token", "selectors[2].token.expires_at"]);
     assert!(matches!(revocations.revoke(&[], "x", None).await, Err(RevocationError::Invalid(_))));
-    assert!(revocations.list(10).await.unwrap().is_empty());
+    assert!(revocations.list(&RevocationFilter::default(), None, 10).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +139,7 @@ async fn a_client_authenticates_until_it_is_disabled_and_its_tokens_go_with_it()
     let disabled = registry.update(id, change, "operator").await.unwrap();
     assert_eq!((disabled.status, &disabled.configuration), (ClientStatus::Disabled, &client.configuration));
     assert!(authenticate(id, &secret).await.is_err());
-    assert_eq!(revocations.list(1).await.unwrap()[0].value, id);
+    assert_eq!(revocations.list(&RevocationFilter::default(), None, 1).await.unwrap()[0].value, id);
     registry.delete(id, "operator").await.unwrap();
     assert!(matches!(registry.get(id).await, Err(RegistryError::NotFound)));
     assert!(matches!(registry.delete(id, "operator").await, Err(RegistryError::NotFound)));

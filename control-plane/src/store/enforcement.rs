@@ -5,7 +5,7 @@ use atm_core::revocation::Bucket;
 use atm_core::time::UnixMillis;
 
 use super::{Row, Store, StoreError, Transaction, corrupt, from_sql, query, to_sql};
-use crate::revocation::RevocationRecord;
+use crate::revocation::{RevocationFilter, RevocationRecord};
 
 /// Rows of one statement; SQLite binds 32,766 parameters at most.
 const ROWS: usize = 2_000;
@@ -16,7 +16,8 @@ pub(crate) async fn record(
 ) -> Result<(), StoreError> {
     query(
         "INSERT INTO revocations (id, kind, value, issuer, number, not_after, reason, actor, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+         ON CONFLICT (id) DO UPDATE SET number = revocations.number + excluded.number",
     )
     .bind(&record.id)
     .bind(&record.kind)
@@ -32,12 +33,29 @@ pub(crate) async fn record(
     Ok(())
 }
 
-/// The newest records first.
-pub(crate) async fn list(store: &Store, limit: u32) -> Result<Vec<RevocationRecord>, StoreError> {
+/// The newest records that fit first, behind `after` (instant and id).
+pub(crate) async fn list(
+    store: &Store,
+    filter: &RevocationFilter,
+    after: Option<(i64, &str)>,
+    limit: u32,
+) -> Result<Vec<RevocationRecord>, StoreError> {
+    let (created_at, id) = after.unwrap_or((i64::MAX, ""));
     query(
         "SELECT id, kind, value, issuer, number, not_after, reason, actor, created_at FROM revocations \
-         ORDER BY created_at DESC, id LIMIT $1",
+         WHERE (created_at < $1 OR (created_at = $1 AND id > $2)) \
+         AND created_at >= $3 AND created_at <= $4 AND ($5 = '' OR kind = $5) AND ($6 = '' OR value = $6) \
+         AND ($7 = '' OR actor = $7) AND ($8 = '' OR reason = $8) \
+         ORDER BY created_at DESC, id LIMIT $9",
     )
+    .bind(created_at)
+    .bind(id)
+    .bind(filter.since_ms.unwrap_or(i64::MIN))
+    .bind(filter.until_ms.unwrap_or(i64::MAX))
+    .bind(filter.kind.as_deref().unwrap_or_default())
+    .bind(filter.value.as_deref().unwrap_or_default())
+    .bind(filter.actor.as_deref().unwrap_or_default())
+    .bind(filter.reason.as_deref().unwrap_or_default())
     .bind(i64::from(limit))
     .fetch_all(store)
     .await?

@@ -15,6 +15,17 @@ const COMMUTING: i64 = 0;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ticket(String);
 
+impl Ticket {
+    /// As it is kept with what it is a ticket for.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn from_text(text: String) -> Self {
+        Self(text)
+    }
+}
+
 /// A change that has no revision yet.
 #[derive(Debug)]
 pub(crate) struct Unsequenced {
@@ -123,6 +134,18 @@ pub(crate) async fn revision_of(store: &Store, ticket: &Ticket) -> Result<Option
     let row = query("SELECT revision FROM outbox WHERE id = $1").bind(&ticket.0).fetch_one(store).await?;
     let revision: Option<i64> = row.get("revision")?;
     revision.map(|revision| from_sql("revision", revision)).transpose()
+}
+
+/// The head's revision, if it covers every numbered change that is committed by now; none while one of them waits.
+pub(crate) async fn settled_revision(store: &Store) -> Result<Option<u64>, StoreError> {
+    query(
+        "SELECT revision FROM feed_head WHERE only_row = 1 AND NOT EXISTS \
+         (SELECT 1 FROM outbox WHERE revision IS NULL AND position > 0)",
+    )
+    .fetch_optional(store)
+    .await?
+    .map(|row| from_sql("revision", row.get("revision")?))
+    .transpose()
 }
 
 /// Forgets sequenced rows from before `before`, at most `limit`. Returns how many went.

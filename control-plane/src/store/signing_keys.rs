@@ -12,22 +12,23 @@ pub(crate) struct StoredKey {
     pub(crate) realm: String,
     /// DER SubjectPublicKeyInfo.
     pub(crate) spki: Vec<u8>,
-    /// Empty once the key may no longer sign.
+    /// The wrapped private key, or its provider's reference. Empty once the key may no longer sign.
     pub(crate) wrapped: Vec<u8>,
 }
 
-const SELECT_OF_ISSUER: &str = "SELECT kid, issuer, realm, algorithm, state, spki, wrapped, created_at, activated_at, \
+const SELECT_OF_ISSUER: &str = "SELECT kid, issuer, realm, algorithm, provider, state, spki, wrapped, created_at, activated_at, \
                                 retiring_at, retired_at FROM signing_keys WHERE issuer = $1 ORDER BY created_at, kid";
 
 pub(crate) async fn insert(transaction: &mut Transaction, key: &StoredKey) -> Result<(), StoreError> {
     query(
-        "INSERT INTO signing_keys (kid, issuer, realm, algorithm, state, spki, wrapped, created_at, activated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO signing_keys (kid, issuer, realm, algorithm, provider, state, spki, wrapped, created_at, activated_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
     .bind(&key.record.kid)
     .bind(&key.record.issuer)
     .bind(&key.realm)
     .bind(key.record.algorithm.to_string())
+    .bind(&key.record.provider)
     .bind(key.record.state.as_str())
     .bind(&key.spki)
     .bind(&key.wrapped)
@@ -102,6 +103,7 @@ fn key_from(row: &Row) -> Result<StoredKey, StoreError> {
             kid: row.get("kid")?,
             issuer: row.get("issuer")?,
             algorithm: algorithm.parse::<Algorithm>().map_err(|_| corrupt("key algorithm", &algorithm))?,
+            provider: row.get("provider")?,
             state: SigningKeyState::parse(&state).ok_or_else(|| corrupt("key state", &state))?,
             created_at: row.get("created_at")?,
             activated_at: row.get("activated_at")?,

@@ -10,12 +10,15 @@ use super::*;
 use crate::store::log::StoredChangeSet;
 use crate::store::outbox::Ticket;
 
+mod audit_chains;
 mod clock;
 mod concurrency;
 mod feed;
+mod jobs;
 mod oauth;
 mod opening;
 mod purge;
+mod sealing;
 
 /// Where a test's store is.
 pub(crate) struct Place {
@@ -73,7 +76,7 @@ macro_rules! contract {
         }
     };
 }
-use contract;
+pub(crate) use contract;
 
 fn id(number: u32) -> Id {
     let mut bytes = [0; 16];

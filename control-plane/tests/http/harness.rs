@@ -75,6 +75,19 @@ impl Server {
         Self::with(LISTEN).await
     }
 
+    /// With more in the section `admin`, which begins with a comma.
+    pub(crate) async fn with_admin(more: &str) -> Self {
+        Self::changed(|text| text.replace("admin.token }", &format!("admin.token{more} }}"))).await
+    }
+
+    /// With a configuration that `change` makes of the usual one.
+    pub(crate) async fn changed(change: impl FnOnce(String) -> String) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let app = try_start(&change(configuration(dir.path(), LISTEN))).await.unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { app, http, dir }
+    }
+
     pub(crate) async fn with(extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let app = try_start(&configuration(dir.path(), extra)).await.unwrap();

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests, and helpers of tests")]
 
 mod admin;
+mod audit;
 mod client_auth;
 mod discovery;
 mod dpop;
+mod engine;
 mod exchange;
 mod harness;
 mod introspect;
@@ -16,5 +18,7 @@ mod operations;
 mod realms;
 mod register;
 mod revoke;
+mod roles;
+mod security_events;
 mod sessions;
 mod token;

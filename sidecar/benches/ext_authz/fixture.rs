@@ -60,8 +60,13 @@ pub(crate) fn serve(listener: UnixListener, directory: &Path, held: Held) {
     let _entered = runtime.enter();
     let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
     let client = runtime.block_on(options.connect("nats://127.0.0.1:1")).unwrap();
-    let settings =
-        DecisionLogSettings { permit_sample: 100, shadow_sample: 10, stdout: false, subject: None };
+    let settings = DecisionLogSettings {
+        sidecar: "bench".to_owned(),
+        permit_sample: 100,
+        shadow_sample: 10,
+        stdout: false,
+        subject: None,
+    };
     let (log, _writing) = decision_log::start(client.clone(), settings, stop.clone());
     let limits = Limits { verified_bytes: held.cache, introspected_bytes: 1 << 20, proofs: 1_000 };
     let memory = Arc::new(Memory::new(limits, NonceKey::new(&[1; 32])));

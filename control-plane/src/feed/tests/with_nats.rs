@@ -187,37 +187,68 @@ async fn a_store_restored_from_an_older_copy_begins_a_new_epoch() {
     assert!(nats.dir.exists());
 }
 
+/// Reports for the sidecar `one`.
+async fn report(nats: &async_nats::Client, fixture: &Fixture, applied_revision: u64) {
+    let epoch = fixture.feed.position().epoch.as_bytes().to_vec();
+    let report = SidecarReport { sidecar_id: "one".into(), epoch, applied_revision, ..Default::default() };
+    nats.publish("atm.test.fleet.one", report.encode_to_vec().into()).await.unwrap();
+    nats.flush().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pending_key_signs_once_the_fleet_holds_it() {
+async fn a_pending_key_signs_once_the_fleet_holds_it_through_a_restart() {
     use crate::keys::SigningKeyState;
     let (_dir, nats, fixture) = connected().await;
     let root = crate::secret::RootKey::generate().unwrap().0;
-    let keys = crate::keys::tests::keys(&fixture, &root, crate::keys::tests::ISSUER).await;
     let client = async_nats::connect(nats.url()).await.unwrap();
-    let epoch = fixture.feed.position().epoch.as_bytes().to_vec();
-    let report = async |applied_revision| {
-        let report = SidecarReport {
-            sidecar_id: "one".into(),
-            epoch: epoch.clone(),
-            applied_revision,
-            ..Default::default()
-        };
-        client.publish("atm.test.fleet.one", report.encode_to_vec().into()).await.unwrap();
-        client.flush().await.unwrap();
-    };
-    let rotation = keys.rotate().await.unwrap();
-    report(rotation.revision - 1).await;
+    let before = crate::keys::tests::keys(&fixture, &root, crate::keys::tests::ISSUER).await;
+    let rotation = before.rotate().await.unwrap();
+    drop(before);
+    let keys = crate::keys::tests::keys(&fixture, &root, crate::keys::tests::ISSUER).await;
     tokio::spawn(keys.clone().run(fixture.shutdown.clone()));
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(keys.active_signer().kid(), rotation.active, "the sidecar does not hold it yet");
-    report(rotation.revision).await;
-    for _ in 0..100 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        if keys.active_signer().kid() == rotation.pending {
-            let states: Vec<_> = keys.list().await.unwrap().into_iter().map(|key| key.state).collect();
-            assert_eq!(states, [SigningKeyState::Retiring, SigningKeyState::Active]);
-            return;
-        }
+    // Until the fleet is in sight, and one look more.
+    let until = Instant::now() + Duration::from_secs(9);
+    while Instant::now() < until {
+        report(&client, &fixture, rotation.revision - 1).await;
+        assert_eq!(keys.active_kid(), rotation.active, "the sidecar does not hold it yet");
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    panic!("the pending key was never activated");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while keys.active_kid().as_ref() != Some(&rotation.pending) {
+        assert!(Instant::now() < deadline, "the pending key is not activated");
+        report(&client, &fixture, rotation.revision).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let states: Vec<_> = keys.list().await.unwrap().into_iter().map(|key| key.state).collect();
+    assert_eq!(states, [SigningKeyState::Retiring, SigningKeyState::Active]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_does_not_report_holds_a_key_up_for_a_bounded_time_which_is_recorded() {
+    use crate::keys::Custody;
+    use crate::keys::tests::{ISSUER, keys_with, settings};
+    let (_dir, nats, fixture) = connected().await;
+    let custody = Custody::local(crate::secret::RootKey::generate().unwrap().0.wrapper().unwrap());
+    let settings = crate::keys::KeySettings { fleet_wait: Duration::from_secs(2), ..settings(ISSUER) };
+    let (keys, audit) = keys_with(&fixture, custody, settings).await;
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let rotation = keys.rotate().await.unwrap();
+    tokio::spawn(keys.clone().run(fixture.shutdown.clone()));
+    let filter = crate::audit::Filter {
+        action: Some("key.activated_unconfirmed".to_owned()),
+        references: vec![("key", rotation.pending.clone())],
+        ..Default::default()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let event: serde_json::Value = loop {
+        assert!(Instant::now() < deadline, "it is not activated, or not recorded");
+        report(&client, &fixture, rotation.revision - 1).await;
+        let page = audit.list(&filter, None, 1).await.unwrap().unwrap();
+        if let Some(event) = page.items.first() {
+            break serde_json::from_str(event.get()).unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(event["detail"]["missing"], serde_json::json!(["one"]), "{event}");
+    assert_eq!(keys.active_kid(), Some(rotation.pending));
 }

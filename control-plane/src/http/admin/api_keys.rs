@@ -8,7 +8,7 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::{ACTOR, Body, Items, Page};
+use super::{Body, Items, Page, actor};
 use crate::api_keys::{ApiKey, ApiKeyChange, NewApiKey};
 use crate::http::Shared;
 use crate::http::problem::Problem;
@@ -67,7 +67,7 @@ pub(super) async fn create(
     Body(new): Body<NewApiKey>,
 ) -> Result<Response, Problem> {
     let (key, text) = services.api_keys.create(new).await?;
-    tracing::info!(api_key = key.id, actor = ACTOR, "API key made");
+    tracing::info!(api_key = key.id, actor = actor(), "API key made");
     let location = format!("/admin/v1/api-keys/{}", key.id);
     let body = Json(Created { key: &key, api_key: &text });
     Ok((StatusCode::CREATED, [(LOCATION, location)], body).into_response())
@@ -98,7 +98,7 @@ pub(super) async fn change(
     Body(change): Body<ApiKeyChange>,
 ) -> Result<Json<Changed>, Problem> {
     let (key, revision) = services.api_keys.change(&id?, change).await?;
-    tracing::info!(api_key = key.id, revision, actor = ACTOR, "API key changed");
+    tracing::info!(api_key = key.id, revision, actor = actor(), "API key changed");
     Ok(Json(Changed { key, revision }))
 }
 
@@ -107,8 +107,8 @@ pub(super) async fn revoke(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Revoked>, Problem> {
     let Path(id) = id?;
-    let revision = services.api_keys.revoke(&id, ACTOR).await?;
-    tracing::info!(api_key = id, revision, actor = ACTOR, "API key revoked");
+    let revision = services.api_keys.revoke(&id, &actor()).await?;
+    tracing::info!(api_key = id, revision, actor = actor(), "API key revoked");
     Ok(Json(Revoked { id, revision }))
 }
 
@@ -118,6 +118,6 @@ pub(super) async fn rotate(
     Body(rotate): Body<Rotate>,
 ) -> Result<Json<Rotated>, Problem> {
     let (key, text, revision) = services.api_keys.rotate(&id?, rotate.overlap_seconds).await?;
-    tracing::info!(api_key = key.id, revision, actor = ACTOR, "API key rotated");
+    tracing::info!(api_key = key.id, revision, actor = actor(), "API key rotated");
     Ok(Json(Rotated { key, api_key: text.to_string(), revision }))
 }

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 
-use super::{ACTOR, Body, Items, Page};
+use super::{Body, Items, Page, actor};
 use crate::assertions::{AssertionRule, StoredRule};
 use crate::http::Shared;
 use crate::http::problem::Problem;
@@ -17,7 +17,7 @@ pub(super) async fn create(
     Body(rule): Body<AssertionRule>,
 ) -> Result<Response, Problem> {
     let stored = services.assertions.create(rule).await?;
-    tracing::info!(rule = stored.id, client = stored.rule.client_id, actor = ACTOR, "assertion rule made");
+    tracing::info!(rule = stored.id, client = stored.rule.client_id, actor = actor(), "assertion rule made");
     let location = format!("{}/assertion-rules/{}", services.admin_path, stored.id);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(stored)).into_response())
 }
@@ -40,6 +40,6 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, Problem> {
     let Path(id) = id?;
     services.assertions.remove(&id).await?;
-    tracing::info!(rule = id, actor = ACTOR, "assertion rule removed");
+    tracing::info!(rule = id, actor = actor(), "assertion rule removed");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -8,7 +8,7 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::{ACTOR, Body, Items, Page};
+use super::{Body, Items, Page, actor};
 use crate::http::Shared;
 use crate::http::problem::Problem;
 use crate::registry::{Client, ClientChange, NewClient};
@@ -49,7 +49,7 @@ pub(super) async fn create(
     Body(new): Body<NewClient>,
 ) -> Result<Response, Problem> {
     let (client, secret) = services.registry.create_client(new).await?;
-    tracing::info!(client = client.client_id, actor = ACTOR, "client registered");
+    tracing::info!(client = client.client_id, actor = actor(), "client registered");
     // Only unreserved characters are in an id (checked at registration), so it is a path segment as it stands.
     let location = format!("{}/clients/{}", services.admin_path, client.client_id);
     let body =
@@ -81,11 +81,11 @@ pub(super) async fn change(
     client_id: Result<Path<String>, PathRejection>,
     Body(change): Body<ClientChange>,
 ) -> Result<Json<Client>, Problem> {
-    let client = services.registry.update(&client_id?, change, ACTOR).await?;
+    let client = services.registry.update(&client_id?, change, &actor()).await?;
     tracing::info!(
         client = client.client_id,
         status = client.status.as_str(),
-        actor = ACTOR,
+        actor = actor(),
         "client changed"
     );
     Ok(Json(client))
@@ -96,8 +96,8 @@ pub(super) async fn delete(
     client_id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Deleted>, Problem> {
     let Path(client_id) = client_id?;
-    let revision = services.registry.delete(&client_id, ACTOR).await?;
-    tracing::info!(client = client_id, revision, actor = ACTOR, "client removed");
+    let revision = services.registry.delete(&client_id, &actor()).await?;
+    tracing::info!(client = client_id, revision, actor = actor(), "client removed");
     Ok(Json(Deleted { client_id, revision }))
 }
 
@@ -107,7 +107,7 @@ pub(super) async fn rotate_secret(
     Body(rotate): Body<Rotate>,
 ) -> Result<Response, Problem> {
     let (client, secret) = services.registry.rotate_secret(&client_id?, rotate.overlap_seconds).await?;
-    tracing::info!(client = client.client_id, actor = ACTOR, "client secret rotated");
+    tracing::info!(client = client.client_id, actor = actor(), "client secret rotated");
     Ok(Json(Created { client: &client, client_secret: Some(&secret) }).into_response())
 }
 
@@ -118,7 +118,7 @@ pub(super) async fn end_previous_secret(
     let client = services.registry.end_previous_secret(&client_id?).await?;
     tracing::info!(
         client = client.client_id,
-        actor = ACTOR,
+        actor = actor(),
         "the client secret before the current one ended"
     );
     Ok(Json(client))

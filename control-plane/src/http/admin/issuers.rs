@@ -8,7 +8,7 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::{ACTOR, Body, Items, Page};
+use super::{Body, Items, Page, actor};
 use crate::http::Shared;
 use crate::http::problem::Problem;
 use crate::issuers::key_set::SkippedKey;
@@ -63,7 +63,7 @@ pub(super) async fn register(
     Body(settings): Body<IssuerSettings>,
 ) -> Result<Response, Problem> {
     let issuer = services.issuers.register(settings).await?;
-    tracing::info!(issuer = issuer.settings.issuer, id = issuer.id, actor = ACTOR, "issuer registered");
+    tracing::info!(issuer = issuer.settings.issuer, id = issuer.id, actor = actor(), "issuer registered");
     let location = format!("/admin/v1/issuers/{}", issuer.id);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(Shown::from(issuer))).into_response())
 }
@@ -100,6 +100,6 @@ pub(super) async fn remove(
 ) -> Result<Json<Removed>, Problem> {
     let Path(id) = id?;
     let revision = services.issuers.remove(&id).await?;
-    tracing::info!(id, revision, actor = ACTOR, "issuer removed");
+    tracing::info!(id, revision, actor = actor(), "issuer removed");
     Ok(Json(Removed { id, revision }))
 }

@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::{ACTOR, Body};
+use super::{Body, actor};
 use crate::http::Shared;
 use crate::http::problem::Problem;
 use crate::policies::{Applied, PolicyHeader, PolicyVersion};
@@ -44,8 +44,13 @@ pub(super) async fn apply(
     State(services): State<Shared>,
     Body(set): Body<Set>,
 ) -> Result<Json<Applied>, Problem> {
-    let applied = services.policies.apply(set.documents, ACTOR).await?;
-    tracing::info!(version = applied.version, revision = applied.revision, actor = ACTOR, "policies applied");
+    let applied = services.policies.apply(set.documents, &actor()).await?;
+    tracing::info!(
+        version = applied.version,
+        revision = applied.revision,
+        actor = actor(),
+        "policies applied"
+    );
     Ok(Json(applied))
 }
 
@@ -72,11 +77,11 @@ pub(super) async fn rollback(State(services): State<Shared>, body: Bytes) -> Res
         body => serde_json::from_slice(body)
             .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body: {error}")))?,
     };
-    let applied = services.policies.rollback(rollback.version, ACTOR).await?;
+    let applied = services.policies.rollback(rollback.version, &actor()).await?;
     tracing::info!(
         version = applied.version,
         revision = applied.revision,
-        actor = ACTOR,
+        actor = actor(),
         "policies rolled back"
     );
     Ok(Json(applied))

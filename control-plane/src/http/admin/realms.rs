@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tower::ServiceExt;
 
-use super::{ACTOR, Body, Items, Page};
+use super::{Body, Items, Page, actor};
 use crate::http::problem::Problem;
 use crate::http::{Services, Shared, afresh};
 use crate::realms::{Realm, RealmSettings, RealmStatus, Realms};
@@ -53,7 +53,7 @@ pub(super) async fn create(
     Body(New { name, settings }): Body<New>,
 ) -> Result<Response, Problem> {
     let realm = realms(&services)?.create(&name, read(settings)?).await?;
-    tracing::info!(realm = realm.name, actor = ACTOR, "realm made");
+    tracing::info!(realm = realm.name, actor = actor(), "realm made");
     let location = format!("/admin/v1/realms/{}", realm.name);
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(shown(&services, realm))).into_response())
 }
@@ -94,12 +94,12 @@ pub(super) async fn change(
         members.extend(settings);
         Some(read(members)?)
     };
-    let realm = realms.change(&name, status, settings, ACTOR).await?;
-    tracing::info!(realm = realm.name, actor = ACTOR, "realm changed");
+    let realm = realms.change(&name, status, settings, &actor()).await?;
+    tracing::info!(realm = realm.name, actor = actor(), "realm changed");
     Ok(Json(shown(&services, realm)))
 }
 
-/// The caller has been authorised; what serves the realm takes the rest of the path as if the realm were the only one.
+/// The caller has a credential; what serves the realm takes the rest of the path as if the realm were the only one.
 pub(super) async fn forward(
     State(services): State<Shared>,
     Path(Place { realm }): Path<Place>,

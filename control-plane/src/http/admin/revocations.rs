@@ -3,17 +3,23 @@
 use std::time::Duration;
 
 use atm_core::opaque::{self, OpaqueKind};
+use atm_core::time::UnixMillis;
 use atm_core::token::AuthenticToken;
-use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
-use super::{ACTOR, Body, Items, Page};
+use super::{Body, Items, MAX_LIMIT, default_limit};
+use crate::admin_access::Holder;
 use crate::feed::Receipt;
 use crate::http::problem::Problem;
 use crate::http::{Services, Shared, presented};
-use crate::revocation::{RevocationRecord, Selector};
+use crate::revocation::{
+    BatchProgress, Order, Preview, RevocationFilter, RevocationRecord, Revoked, ScheduleStatus, Scheduled,
+    Selector,
+};
 
 /// The longest wait for a receipt, in milliseconds.
 const MAX_WAIT_MS: u64 = 30_000;
@@ -29,6 +35,12 @@ pub(super) struct Request {
     /// An access token of ours as it was issued.
     #[serde(default)]
     token: Option<String>,
+    /// What was issued until then, in milliseconds; none: until now.
+    #[serde(default)]
+    before_ms: Option<i64>,
+    /// When to do it, in milliseconds; none: now.
+    #[serde(default)]
+    at_ms: Option<i64>,
     #[serde(default)]
     reason: Option<String>,
     #[serde(default)]
@@ -74,29 +86,191 @@ pub(super) struct Response {
     receipt: Receipt,
 }
 
+/// What came of a request: done now, or to be done.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum Answer {
+    Done(Response),
+    Scheduled(Scheduled),
+}
+
 pub(super) async fn revoke(
     State(services): State<Shared>,
+    Extension(holder): Extension<Holder>,
     Body(request): Body<Request>,
-) -> Result<Json<Response>, Problem> {
-    let (share, limit) = wait(request.wait.as_ref())?;
-    let reason = request.reason.clone();
+) -> Result<(StatusCode, Json<Answer>), Problem> {
+    let waiting = wait(request.wait.as_ref())?;
+    let (reason, before, at_ms) = (request.reason.clone(), request.before_ms.map(UnixMillis), request.at_ms);
     let selectors = selectors(&services, request).await?;
-    let revoked = services.revocations.revoke(&selectors, ACTOR, reason.as_deref()).await?;
+    let order = Order { selectors: &selectors, before, actor: &holder.name, reason: reason.as_deref() };
+    if let Some(at_ms) = at_ms {
+        if services.realms.is_none() {
+            return Err(Problem::field(
+                "at_ms",
+                "is taken at the default realm alone; revoke the realm there",
+            ));
+        }
+        let scheduled = services.revocations.schedule(order, at_ms).await?;
+        tracing::info!(id = scheduled.id, at_ms, actor = holder.name, "revocation scheduled");
+        return Ok((StatusCode::ACCEPTED, Json(Answer::Scheduled(scheduled))));
+    }
+    let revoked = services.revocations.carry_out_order(order).await?;
+    let response = answered(&services, &holder, revoked, waiting).await;
+    Ok((StatusCode::OK, Json(Answer::Done(response))))
+}
+
+async fn answered(
+    services: &Services,
+    holder: &Holder,
+    revoked: Revoked,
+    (share, limit): (f64, Duration),
+) -> Response {
     services.metrics.revoked(revoked.revoked);
-    tracing::info!(revision = revoked.revision, revoked = revoked.revoked, actor = ACTOR, "revoked");
+    tracing::info!(revision = revoked.revision, revoked = revoked.revoked, actor = holder.name, "revoked");
     let receipt = services.feed.wait_applied(revoked.revision, share, limit).await;
-    Ok(Json(Response { revision: revoked.revision, revoked: revoked.revoked, receipt }))
+    Response { revision: revoked.revision, revoked: revoked.revoked, receipt }
+}
+
+/// What a revocation would hit.
+pub(super) async fn preview(
+    State(services): State<Shared>,
+    Body(request): Body<Request>,
+) -> Result<Json<Preview>, Problem> {
+    let before = request.before_ms.map(UnixMillis);
+    let selectors = selectors(&services, request).await?;
+    let order = Order { selectors: &selectors, before, actor: "", reason: None };
+    Ok(Json(services.revocations.preview(order).await?))
+}
+
+/// A part of a file: values of one kind.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PartRequest {
+    /// Tokens; or
+    #[serde(default)]
+    tokens: Vec<TokenReference>,
+    /// values of another kind.
+    #[serde(default)]
+    selectors: Vec<Selector>,
+    #[serde(default)]
+    before_ms: Option<i64>,
+    #[serde(default)]
+    reason: Option<String>,
+    #[serde(default)]
+    wait: Option<Wait>,
+}
+
+/// Puts one part of a file in force; again is as good as once.
+pub(super) async fn part(
+    State(services): State<Shared>,
+    Extension(holder): Extension<Holder>,
+    place: Result<Path<(String, u64)>, PathRejection>,
+    Body(request): Body<PartRequest>,
+) -> Result<Json<Response>, Problem> {
+    let Path((batch, part)) = place?;
+    let waiting = wait(request.wait.as_ref())?;
+    let mut selectors = request.selectors;
+    selectors.extend(request.tokens.into_iter().map(Selector::from));
+    let order = Order {
+        selectors: &selectors,
+        before: request.before_ms.map(UnixMillis),
+        actor: &holder.name,
+        reason: request.reason.as_deref(),
+    };
+    let revoked = services.revocations.revoke_part(&batch, part, order).await?;
+    Ok(Json(answered(&services, &holder, revoked, waiting).await))
+}
+
+/// How far a file is.
+pub(super) async fn batch(
+    State(services): State<Shared>,
+    batch: Result<Path<String>, PathRejection>,
+) -> Result<Json<BatchProgress>, Problem> {
+    let Path(batch) = batch?;
+    Ok(Json(services.revocations.batch(&batch).await?))
+}
+
+/// Which past calls to list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    #[serde(default = "default_limit")]
+    limit: u32,
+    after: Option<String>,
+    kind: Option<String>,
+    value: Option<String>,
+    actor: Option<String>,
+    reason: Option<String>,
+    since_ms: Option<i64>,
+    until_ms: Option<i64>,
 }
 
 pub(super) async fn list(
     State(services): State<Shared>,
-    page: Result<Query<Page>, QueryRejection>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<Items<RevocationRecord>>, Problem> {
-    let Query(page) = page?;
-    if page.after.is_some() {
-        return Err(Problem::field("after", "is not taken here; the newest come first, raise limit"));
+    let Query(Wanted { limit, after, kind, value, actor, reason, since_ms, until_ms }) = wanted?;
+    let (limit, after) = (bounded(limit)?, after.as_deref().map(place).transpose()?);
+    let filter = RevocationFilter { kind, value, actor, reason, since_ms, until_ms };
+    let items = services.revocations.list(&filter, after, limit).await?;
+    let is_full = items.len() == limit as usize;
+    let next = items.last().filter(|_| is_full).map(|record| format!("{}.{}", record.created_at, record.id));
+    Ok(Json(Items { items, next }))
+}
+
+/// Which scheduled ones to list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WantedScheduled {
+    #[serde(default = "default_limit")]
+    limit: u32,
+    after: Option<String>,
+    #[serde(default)]
+    status: Option<String>,
+}
+
+pub(super) async fn scheduled(
+    State(services): State<Shared>,
+    wanted: Result<Query<WantedScheduled>, QueryRejection>,
+) -> Result<Json<Items<Scheduled>>, Problem> {
+    let Query(WantedScheduled { limit, after, status }) = wanted?;
+    let status = status.map_or(Some(ScheduleStatus::Pending), |status| ScheduleStatus::parse(&status));
+    let status = status.ok_or_else(|| Problem::field("status", "must be pending, done or cancelled"))?;
+    let (limit, after) = (bounded(limit)?, after.as_deref().map(place).transpose()?);
+    let items = services.revocations.scheduled(status, after, limit).await?;
+    let is_full = items.len() == limit as usize;
+    let next =
+        items.last().filter(|_| is_full).map(|scheduled| format!("{}.{}", scheduled.at_ms, scheduled.id));
+    Ok(Json(Items { items, next }))
+}
+
+pub(super) async fn cancel(
+    State(services): State<Shared>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Scheduled>, Problem> {
+    let Path(id) = id?;
+    let cancelled = services.revocations.cancel(&id).await?;
+    cancelled.map(Json).ok_or_else(|| {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "there is no pending revocation with this id; it may have been carried out",
+        )
+    })
+}
+
+fn bounded(limit: u32) -> Result<u32, Problem> {
+    if (1..=MAX_LIMIT).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(Problem::field("limit", "must be 1 to 1000"))
     }
-    Ok(Json(Items::whole(services.revocations.list(page.limit()?).await?)))
+}
+
+/// `instant.id`
+fn place(text: &str) -> Result<(i64, &str), Problem> {
+    text.split_once('.')
+        .and_then(|(at, id)| Some((at.parse().ok()?, id)))
+        .ok_or_else(|| Problem::field("after", "must be the next of the page before"))
 }
 
 /// Without `wait`, the receipt says how it stands at once.

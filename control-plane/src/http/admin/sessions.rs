@@ -8,7 +8,7 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::{ACTOR, Body, Items};
+use super::{Body, Items, actor};
 use crate::http::Shared;
 use crate::http::problem::Problem;
 use crate::sessions::{DisabledSubject, NewSession, Session};
@@ -93,7 +93,7 @@ pub(super) async fn end(
     State(services): State<Shared>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Ended>, Problem> {
-    let revision = services.sessions.end(&id?, ACTOR, None).await?;
+    let revision = services.sessions.end(&id?, &actor(), None).await?;
     Ok(Json(Ended { revision }))
 }
 
@@ -102,7 +102,7 @@ pub(super) async fn end_all(
     State(services): State<Shared>,
     Body(request): Body<SubjectRequest>,
 ) -> Result<Json<Ended>, Problem> {
-    let revision = services.sessions.end_all(&request.subject, ACTOR, request.reason.as_deref()).await?;
+    let revision = services.sessions.end_all(&request.subject, &actor(), request.reason.as_deref()).await?;
     Ok(Json(Ended { revision }))
 }
 
@@ -111,7 +111,7 @@ pub(super) async fn disable(
     Body(request): Body<SubjectRequest>,
 ) -> Result<Json<Ended>, Problem> {
     let SubjectRequest { subject, reason } = request;
-    let revision = services.sessions.disable_subject(&subject, ACTOR, reason.as_deref()).await?;
+    let revision = services.sessions.disable_subject(&subject, &actor(), reason.as_deref()).await?;
     Ok(Json(Ended { revision }))
 }
 

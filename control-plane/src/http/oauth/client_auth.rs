@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use super::caller::Caller;
 use super::error::OAuthError;
 use super::parameters::Parameters;
+use crate::audit::{Actor, scoped_actor};
 use crate::authentication::assertion::JWT_BEARER;
 use crate::authentication::{Credential, Presented};
 use crate::events::{Event, EventKind};
@@ -36,6 +37,7 @@ pub(super) async fn authenticated(
     let outcome = services.authenticator.authenticate(&presented, caller.certificate.as_ref()).await;
     match outcome {
         Ok(client) => {
+            scoped_actor(Actor::client(&client.client_id));
             let limits = &client.configuration.limits;
             let permit = services.limits.admit(&client.client_id, limits).inspect_err(|_| {
                 let mut event = Event::new(EventKind::LimitReached, services.realm());

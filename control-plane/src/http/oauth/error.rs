@@ -253,6 +253,8 @@ impl From<IssuanceError> for OAuthError {
                 Self::new(Code::InvalidGrant, error.to_string())
             }
             IssuanceError::Store(error) => Self::unavailable(&error),
+            // The signing key's provider is away: it may come back, and no other key takes over.
+            IssuanceError::Keys(KeysError::Provider(_) | KeysError::NoActiveKey) => Self::unavailable(&error),
             IssuanceError::Keys(_) | IssuanceError::Secret(_) => Self::internal(&error),
         }
     }

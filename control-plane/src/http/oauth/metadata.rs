@@ -28,8 +28,7 @@ pub(super) async fn metadata(State(services): State<Shared>) -> Cacheable {
 pub(super) async fn openid_configuration(State(services): State<Shared>) -> Cacheable {
     let mut document = document(&services);
     document["subject_types_supported"] = json!(["public"]);
-    document["id_token_signing_alg_values_supported"] =
-        json!([services.keys.active_signer().algorithm().as_str()]);
+    document["id_token_signing_alg_values_supported"] = json!([services.keys.algorithm().as_str()]);
     ([(CACHE_CONTROL, "public, max-age=300")], Json(document))
 }
 
@@ -38,7 +37,7 @@ fn document(services: &Services) -> Value {
     let issuer = &services.issuer;
     let methods = AuthenticationMethod::ALL.map(AuthenticationMethod::as_str);
     let algorithms = Algorithm::ALL.map(Algorithm::as_str);
-    let own = services.keys.active_signer().algorithm().as_str();
+    let own = services.keys.algorithm().as_str();
     let mut document = json!({
         "issuer": issuer,
         "token_endpoint": format!("{issuer}/oauth2/token"),

@@ -371,6 +371,7 @@ async fn issuers_are_those_of_their_realm(place: Place) {
         record: KeyRecord {
             kid: kid.into(),
             issuer: issuer.into(),
+            provider: "local".to_owned(),
             algorithm: atm_core::key::Algorithm::ES256,
             state: SigningKeyState::Active,
             created_at: 1,
