@@ -19,11 +19,15 @@ demo: build ## issue a token, use it through Envoy, revoke it, see it refused
 	@$(ENV) examples/walkthrough.sh
 
 test: build ## every suite, on a real nats-server and a real Envoy
+	@$(ENV) cargo build --locked --manifest-path operator/Cargo.toml
+	@$(ENV) cargo test --locked --quiet --manifest-path operator/Cargo.toml
 	@$(ENV) if command -v cargo-nextest >/dev/null; then cargo nextest run --locked --workspace --no-fail-fast; else cargo test --locked --workspace --no-fail-fast; fi
 
 lint: tools ## formatting, and clippy with warnings denied
 	@$(ENV) cargo fmt --all --check
 	@$(ENV) cargo clippy --locked --workspace --all-targets -- -D warnings
+	@$(ENV) cargo fmt --manifest-path operator/Cargo.toml --check
+	@$(ENV) cargo clippy --locked --manifest-path operator/Cargo.toml --all-targets -- -D warnings
 
 bench: tools ## the figures of docs/benchmarks.md
 	@$(ENV) cargo build --locked --release --workspace --bins

@@ -4,10 +4,11 @@
 set -euo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
-programs="atm-control-plane atm-sidecar atmctl"
+programs="atm-control-plane atm-sidecar atm-operator atmctl"
 tools/rocksdb.sh >/dev/null
 . tools/env.sh
 cargo build --locked --release -p atm-control-plane -p atm-sidecar -p atmctl
+cargo build --locked --release --manifest-path operator/Cargo.toml
 for program in $programs; do
   install -m 0555 "$CARGO_TARGET_DIR/release/$program" "$out/$program"
   python3 tools/sbom.py "$program" >"$out/$program.cdx.json"

@@ -18,9 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = "x86_64-unknown-linux-gnu"
 
 
-def manifest_of(_program):
-    """The workspace that the program belongs to."""
-    return ROOT / "Cargo.toml"
+def manifest_of(program):
+    """The program's workspace: the operator has one of its own."""
+    return ROOT / "operator/Cargo.toml" if program == "atm-operator" else ROOT / "Cargo.toml"
 
 
 def metadata(manifest):

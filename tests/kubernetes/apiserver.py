@@ -81,6 +81,11 @@ def merge(target, patch):
     return target
 
 
+def byte_slice(value):
+    """What Go's encoding/json reads as []byte: base64, or an array of numbers (kube-rs writes it so)."""
+    return bytes(value) if isinstance(value, list) else base64.b64decode(value)
+
+
 def json_patch(document, operations):
     """RFC 6902: add, replace, remove, test, which is what our programs send."""
     for operation in operations:
@@ -310,7 +315,7 @@ class Cluster:
         if not response["allowed"]:
             raise Problem(response.get("status", {}).get("code", 403), "Forbidden", f"admission webhook \"{webhook['name']}\" denied the request: {response.get('status', {}).get('message')}")
         if response.get("patch"):
-            document = json_patch(document, json.loads(base64.b64decode(response["patch"])))
+            document = json_patch(document, json.loads(byte_slice(response["patch"])))
         return document
 
     def send(self, config, review, timeout):

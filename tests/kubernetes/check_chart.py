@@ -72,6 +72,18 @@ def matrix():
         "networkPolicy": {"enabled": False},
         "podSecurity": {"runAsUser": 1000, "runAsGroup": 1000},
     }, ["admin-tls"]
+    yield "operator", {
+        "issuer": ISSUER,
+        "operator": {"enabled": True, "injection": {"namespaces": ["shop", "billing"], "config": {"cache": {"verifiedTokensMiB": 8}}}},
+        "gateway": {"enabled": False},
+        "monitoring": {"enabled": True, "injectedNamespaces": ["shop"]},
+    }, ["prod-atm-validator"]
+    yield "operator-without-injection", {
+        "issuer": ISSUER,
+        "controlPlane": {"admin": {"tls": {"mode": "secret", "secretName": "tls"}}},
+        "operator": {"enabled": True, "replicas": 1, "injection": {"enabled": False}},
+        "nats": {"url": "nats://n:4222", "bundled": {"enabled": False}},
+    }, ["tls"]
     choices = {
         "store": [{"controlPlane": {"store": {"type": "embedded"}}}, {"controlPlane": {"store": {"type": "postgresql", "postgresql": {"url": "postgres://atm@pg/atm"}}}}],
         "nats": [{}, {"nats": {"bundled": {"replicas": 3}}}, {"nats": {"url": "nats://n:4222", "bundled": {"enabled": False}}}],
@@ -129,6 +141,8 @@ REFUSED = [
     ({"issuer": ISSUER, "controlPlane": {"resources": {"limit": {}}}}, "limit"),
     ({"issuer": ISSUER, "secrets": {"existingSecret": "mine"}}, "feedKeys"),
     ({"controlPlane": {"enabled": False}}, "feedKeys"),
+    ({"controlPlane": {"enabled": False}, "feedKeys": [FEED_KEY], "operator": {"enabled": True}}, "operator.enabled"),
+    ({"issuer": ISSUER, "operator": {"injection": {"failurePolicy": "Maybe"}}}, "failurePolicy"),
     ({"issuer": ISSUER, "feedKeys": ["short"]}, "feedKeys"),
     ({"issuer": ISSUER, "image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
     ({"issuer": ISSUER, "gateway": {"grpcPort": 80}}, "grpcPort"),

@@ -62,7 +62,7 @@ def main():
                 check("--from=build" in rest and "--chmod=0" in rest and "--chown=0:0" in rest, f"{name}: COPY {rest}: owner and mode are not said", wrong)
     ignored = (root / "images/Dockerfile.dockerignore").read_text().splitlines()
     members = re.search(r"members = \[([^\]]+)\]", (root / "Cargo.toml").read_text())[1]
-    for member in {m.split('/')[0] for m in re.findall(r'"([^"]+)"', members)}:
+    for member in {m.split('/')[0] for m in re.findall(r'"([^"]+)"', members)} | {"operator"}:
         check(f"!{member}" in ignored, f"the workspace's member {member} is not in the build's context", wrong)
     repositories = set(re.findall(r"image: \{ repository: ([a-z-]+), digest", (root / "helm/atm/values.yaml").read_text()))
     for repository in repositories:

@@ -14,6 +14,7 @@ pub mod dev;
 pub mod envoy;
 pub mod feed;
 pub mod http;
+pub mod kubernetes;
 pub mod nats;
 pub mod nginx;
 pub mod process;

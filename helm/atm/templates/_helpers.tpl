@@ -182,6 +182,9 @@ capabilities: { drop: [ALL] }
 {{- $wrong = append $wrong "feedKeys: is empty; without a control plane here, list the public feed keys of the one elsewhere" -}}
 {{- end -}}
 {{- end -}}
+{{- if and $values.operator.enabled (not $values.controlPlane.enabled) -}}
+{{- $wrong = append $wrong "operator.enabled: needs controlPlane.enabled: true; it applies resources to this release's control plane" -}}
+{{- end -}}
 {{- if $wrong -}}
 {{- fail (printf "\n\nThese values cannot work:\n  %s\n" (join "\n  " $wrong)) -}}
 {{- end -}}
