@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV := . tools/env.sh &&
 
-.PHONY: help tools build demo test lint bench fuzz clean
+.PHONY: help tools build demo test lint bench fuzz chaos clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ bench: tools ## the figures of docs/benchmarks.md
 
 fuzz: tools ## each fuzz target for a few seconds (SECONDS_EACH=10)
 	@$(ENV) tools/fuzz.sh $${SECONDS_EACH:-10}
+
+chaos: build ## the failure suite for MINUTES=10, from SEED if one is given; prints the seed
+	@$(ENV) ATM_CHAOS_SECONDS=$$(( $${MINUTES:-10} * 60 )) $${SEED:+ATM_CHAOS_SEED=$$SEED} cargo test --locked -p atm-tests --test chaos -- --nocapture
 
 clean: ## remove what builds made in this clone (the cache in ~/.cache/atm stays)
 	@rm -rf target .tools {core,proto}/fuzz/{target,artifacts,corpus}

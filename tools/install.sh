@@ -8,7 +8,7 @@ cache=${ATM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/atm}
 
 NATS_SERVER=2.15.1
 ENVOY=1.40.0
-PACKAGES="gcc g++ libc6-dev make curl ca-certificates libclang1-14 libclang-common-14-dev postgresql util-linux procps libpcre2-8-0 libssl3 softhsm2"
+PACKAGES="gcc g++ libc6-dev make curl ca-certificates libclang1-14 libclang-common-14-dev postgresql util-linux procps libpcre2-8-0 libssl3 softhsm2 faketime"
 
 fail() { echo "tools/install.sh: $*" >&2; exit 1; }
 

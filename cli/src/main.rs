@@ -19,6 +19,7 @@ mod connection;
 mod dev;
 mod doctor;
 mod explain;
+mod feed;
 mod fleet;
 mod http_client;
 mod issuer;
@@ -100,14 +101,17 @@ enum Command {
     /// The audit chains: verify, read, export, trace a token
     #[command(subcommand)]
     Audit(audit::Command),
-    /// The sidecars, and the revision each enforces
-    Fleet,
     /// Copy the embedded store of a control plane, while it runs
     Backup(backup::Backup),
     /// Put a copy of the embedded store in its place, while the control plane is stopped
     Restore(backup::Restore),
     /// Find what is wrong between sidecars, NATS and the control plane, and what to do about it
     Doctor(doctor::Doctor),
+    /// The sidecars, how each stands, and the revision each enforces
+    Fleet(fleet::Fleet),
+    /// The feed and the keys that sign it
+    #[command(subcommand)]
+    Feed(feed::Command),
     /// Print the reference of all commands as Markdown
     Reference,
     /// Print a completion script, for example: source <(atmctl completions bash)
@@ -139,6 +143,7 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Token(command) => return command.run(connection).await,
         Command::Revoke(command) => return command.run(connection).await,
         Command::Keys(command) => return command.run(connection).await,
+        Command::Fleet(fleet) => return fleet.run(connection).await,
         Command::Explain(explain) => return explain.run(connection).await,
         Command::Audit(command) => return command.run(connection).await,
         Command::Doctor(doctor) => return doctor.run(connection).await,
@@ -153,9 +158,9 @@ async fn run(connection: &Connection, command: Command) -> anyhow::Result<ExitCo
         Command::Subject(command) => command.run(connection).await?,
         Command::AssertionRule(command) => command.run(connection).await?,
         Command::Realm(command) => command.run(connection).await?,
-        Command::Fleet => fleet::run(connection).await?,
         Command::Backup(backup) => backup.run(connection).await?,
         Command::Restore(restore) => restore.run(connection).await?,
+        Command::Feed(command) => command.run(connection).await?,
         Command::Reference => output::print(&reference::markdown(Arguments::command()))?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

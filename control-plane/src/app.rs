@@ -209,6 +209,8 @@ async fn assemble(
         nats_access: config.nats.access.clone(),
         linger: config.feed.linger,
         heartbeat: config.feed.heartbeat,
+        replicas: config.nats.replicas,
+        snapshots: config.feed.snapshots.clone(),
     };
     let audit = start_audit(store, lifecycle, &config.audit, audit_signer).await?;
     let following = admin_access.clone().follow(lifecycle.background_ends());

@@ -16,6 +16,9 @@ use atm_nats::NatsAccess;
 use atm_proto::subject::Subjects;
 use atm_telemetry::TracingSettings;
 
+use crate::feed::SnapshotSettings;
+use crate::store::StoreSettings;
+
 mod audit;
 mod keys;
 mod oauth;
@@ -105,6 +108,8 @@ pub struct Nats {
     pub url: String,
     /// Who the control plane is to NATS.
     pub access: NatsAccess,
+    /// Copies that JetStream keeps of its streams.
+    pub replicas: usize,
 }
 
 /// Where a key is kept.
@@ -125,6 +130,8 @@ pub struct FeedConfig {
     pub linger: Duration,
     /// Time between heartbeats.
     pub heartbeat: Duration,
+    /// Snapshots; their directory is beside the store, unless another is named.
+    pub snapshots: SnapshotSettings,
 }
 
 /// What the log looks like.
@@ -223,6 +230,12 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let store = store::read(reader);
     let nats_url = reader.required("nats.url", nats_url);
     let nats_access = NatsAccess::read(&reader.root().section("nats"));
+    let replicas = reader.optional("nats.replicas", |text| match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        "5" => Ok(5),
+        _ => Err("must be 1, 3 or 5, and no more than there are servers in the cluster".to_owned()),
+    });
     let wrapping_key = wrapping_key(reader);
     let algorithm =
         reader.optional("keys.algorithm", |name| name.parse::<Algorithm>().map_err(|e| e.to_string()));
@@ -231,7 +244,11 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let admin_credentials_file = reader.optional("admin.credentialsFile", path);
     let audit = audit::read(reader);
     let transmitters_file = reader.optional("securityEvents.transmittersFile", path);
-    let feed = feed(reader);
+    let embedded = match store.as_ref().map(|store| &store.settings) {
+        Some(StoreSettings::Embedded(path)) => Some(path.clone()),
+        _ => None,
+    };
+    let feed = feed(reader, embedded.as_deref());
     let (token_lifetime, max_token_lifetime) = lifetimes(reader);
     let tracing = tracing(reader);
     let oauth = oauth::read(reader);
@@ -241,7 +258,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         realm_group: realm_group.unwrap_or_else(|| "default".to_owned()),
         listen: listen?,
         store: store?,
-        nats: Nats { url: nats_url?, access: nats_access },
+        nats: Nats { url: nats_url?, access: nats_access, replicas: replicas.unwrap_or(1) },
         wrapping_key: wrapping_key?,
         algorithm: algorithm.unwrap_or(Algorithm::ES256),
         keys,
@@ -318,16 +335,36 @@ fn wrapping_key(reader: &mut Reader<'_>) -> Option<KeySource> {
     }
 }
 
-fn feed(reader: &mut Reader<'_>) -> Option<FeedConfig> {
+fn feed(reader: &mut Reader<'_>, store: Option<&Path>) -> Option<FeedConfig> {
     let signing_key_file = reader.required("feed.signingKeyFile", path);
     let linger = reader.optional("feed.lingerMs", |text| number(text, 0..=1_000));
     // Sidecars call three seconds without a heartbeat degraded.
     let heartbeat = reader.optional("feed.heartbeatMs", |text| number(text, 50..=2_000));
+    let snapshots = snapshots(reader, store);
     Some(FeedConfig {
+        snapshots,
         signing_key_file: signing_key_file?,
         linger: Duration::from_millis(linger.unwrap_or(5)),
         heartbeat: Duration::from_millis(heartbeat.unwrap_or(1_000)),
     })
+}
+
+fn snapshots(reader: &mut Reader<'_>, store: Option<&Path>) -> SnapshotSettings {
+    let directory = reader.optional("feed.snapshots.directory", path);
+    let revisions = reader.optional("feed.snapshots.everyRevisions", |text| number(text, 1..=1_000_000));
+    let mebibytes = reader.optional("feed.snapshots.everyMiB", |text| number(text, 1..=4_096));
+    let interval = reader.optional("feed.snapshots.everySeconds", |text| number(text, 1..=86_400));
+    let keep = reader.optional("feed.snapshots.keepLogSeconds", |text| number(text, 1..=2_592_000));
+    let serve = reader.optional("feed.snapshots.http", boolean).unwrap_or(false);
+    let beside = || store.and_then(Path::parent).unwrap_or(Path::new(".")).join("snapshots");
+    SnapshotSettings {
+        directory: directory.unwrap_or_else(beside),
+        revisions: revisions.unwrap_or(4_096),
+        bytes: mebibytes.unwrap_or(64) << 20,
+        interval: Duration::from_secs(interval.unwrap_or(3_600)),
+        keep: Duration::from_secs(keep.unwrap_or(3_600)),
+        serve,
+    }
 }
 
 fn lifetimes(reader: &mut Reader<'_>) -> (Duration, Duration) {

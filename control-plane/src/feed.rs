@@ -5,13 +5,14 @@
 //! miss something, and the [`fleet`] listens to what sidecars report. Without NATS, changes are still committed and
 //! sequenced; they are published when it is back.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use atm_core::time::UnixMillis;
 use atm_nats::NatsAccess;
 use atm_proto::change::{Digest, Epoch};
-use atm_proto::signature::{FeedPublicKey, FeedSigner};
+use atm_proto::signature::{Domain, FeedPublicKey, FeedSigner};
 use atm_proto::subject::{InvalidToken, Subjects};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -19,10 +20,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::IssueClock;
+use crate::secret::random_id;
 use crate::store::outbox::{self, Ticket};
-use crate::store::{Store, StoreError, log};
+use crate::store::{Store, StoreError, feed_state, log};
 
 mod connection;
+mod digests;
 mod epoch;
 mod fleet;
 mod heartbeat;
@@ -30,13 +33,17 @@ mod introspect;
 mod packing;
 mod relay;
 mod resync;
+mod rotation;
 mod sequencer;
+mod snapshots;
 #[cfg(test)]
 pub(crate) mod tests;
 mod upkeep;
 
 pub use connection::Carrier;
-pub use fleet::{FleetView, Receipt, SidecarState, SidecarView};
+pub use fleet::{FleetQuery, FleetView, Quantiles, Receipt, SidecarState, SidecarView};
+pub use rotation::{FeedKeys, RotationError};
+pub use snapshots::{SegmentName, SnapshotError, SnapshotSettings};
 
 /// How long a call waits for its change's revision. The change is committed; only the store itself can hold it up.
 const SEQUENCE_WAIT: Duration = Duration::from_secs(10);
@@ -54,6 +61,10 @@ pub struct FeedSettings {
     pub linger: Duration,
     /// Time between heartbeats.
     pub heartbeat: Duration,
+    /// Copies that JetStream keeps of its streams: 1, or 3 or 5 in a cluster.
+    pub replicas: usize,
+    /// Snapshots.
+    pub snapshots: SnapshotSettings,
 }
 
 /// Why the feed cannot start, or a change has no revision yet.
@@ -70,9 +81,18 @@ pub enum FeedError {
         /// What is wrong.
         problem: String,
     },
+    /// The key would sign what sidecars were told not to believe.
+    #[error(
+        "feed.signingKeyFile: sidecars are not told to trust {0}; add it with a control plane that has the old key \
+         (POST /admin/v1/feed/keys), then start with this one"
+    )]
+    UntrustedKey(FeedPublicKey),
     /// Committed, and sequenced as soon as the store lets it.
     #[error("the change is committed, but the feed has not taken it up in time; it will")]
     NotSequenced,
+    /// A new epoch begins with a snapshot, and there is none.
+    #[error("the log cannot begin a new epoch: {0}")]
+    Epoch(#[from] SnapshotError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -110,6 +130,10 @@ pub struct FeedCounters {
     pub reports: u64,
     /// Sidecar reports that were malformed or beyond the bound.
     pub reports_refused: u64,
+    /// Snapshots made here.
+    pub snapshots_built: u64,
+    /// Snapshots put into JetStream here, again where it had lost them.
+    pub snapshots_published: u64,
 }
 
 #[derive(Debug, Default)]
@@ -123,6 +147,8 @@ struct Counters {
     introspection_replies: AtomicU64,
     reports: AtomicU64,
     reports_refused: AtomicU64,
+    snapshots_built: AtomicU64,
+    snapshots_published: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
@@ -142,6 +168,20 @@ struct Shared {
     published: watch::Sender<u64>,
     /// The oldest revision that JetStream still holds.
     oldest: AtomicU64,
+    /// The oldest change set that the store still holds, as far as this process has pruned it; 0 where it has not.
+    pruned: AtomicU64,
+    /// Revision of the newest snapshot; 0 for none.
+    snapshot: AtomicU64,
+    /// Revision of the newest one that JetStream holds.
+    snapshot_published: AtomicU64,
+    /// The feed keys that sidecars are told to trust.
+    keys: Mutex<FeedKeys>,
+    /// Segments of snapshots.
+    segments: snapshots::SegmentFiles,
+    /// The newest instant that a heartbeat or a command had, in milliseconds.
+    beat: AtomicI64,
+    /// This process, where it holds leases.
+    holder: String,
     carrier: watch::Sender<Carrier>,
     fleet: fleet::Fleet,
     counters: Counters,
@@ -152,11 +192,33 @@ struct Shared {
 }
 
 impl Shared {
+    /// An instant that is strictly later than every one before, also where the wall clock was stepped back, over restarts too:
+    /// sidecars take an earlier heartbeat for one that is sent again.
+    async fn instant(&self) -> Result<UnixMillis, StoreError> {
+        let now = self.clock.issue().await?.0;
+        let before = self.beat.fetch_max(now, Ordering::SeqCst);
+        if before < now {
+            return Ok(UnixMillis(now));
+        }
+        Ok(UnixMillis(self.beat.fetch_add(1, Ordering::SeqCst) + 1))
+    }
+
+    fn sign(&self, domain: Domain, payload: &[u8]) -> Vec<u8> {
+        self.signer.sign(domain, payload)
+    }
+
     /// Takes over the head that this or another process has written.
     fn advance(&self, head: log::Head) {
         let position = Position { epoch: head.epoch, revision: head.revision, digest: head.digest };
         let moved = self.position.send_if_modified(|current| {
-            let newer = current.epoch != position.epoch || current.revision < position.revision;
+            let begun = current.epoch != position.epoch;
+            if begun {
+                // Revisions of the epoch before.
+                self.pruned.store(0, Ordering::Relaxed);
+                self.snapshot.store(0, Ordering::Relaxed);
+                self.snapshot_published.store(0, Ordering::Relaxed);
+            }
+            let newer = begun || current.revision < position.revision;
             if newer {
                 *current = position;
             }
@@ -185,6 +247,7 @@ impl Feed {
     ) -> Result<(FeedHandle, JoinSet<()>), FeedError> {
         let subjects = Subjects::new(&settings.realm_group)?;
         let head = log::head(&store).await?;
+        let oldest = log::oldest(&store, head.epoch).await?;
         let position = Position { epoch: head.epoch, revision: head.revision, digest: head.digest };
         let shared = Arc::new(Shared {
             store,
@@ -194,6 +257,13 @@ impl Feed {
             position: watch::Sender::new(position),
             published: watch::Sender::new(0),
             oldest: AtomicU64::new(1),
+            pruned: AtomicU64::new(oldest.unwrap_or(0)),
+            snapshot: AtomicU64::new(0),
+            snapshot_published: AtomicU64::new(0),
+            keys: Mutex::default(),
+            segments: snapshots::SegmentFiles::new(settings.snapshots.directory.clone()),
+            beat: AtomicI64::new(0),
+            holder: random_id().map_err(StoreError::from)?,
             carrier: watch::Sender::new(Carrier::Connecting),
             fleet: fleet::Fleet::default(),
             counters: Counters::default(),
@@ -202,6 +272,8 @@ impl Feed {
             settings,
         });
         epoch::begin_if_restored(&shared).await?;
+        shared.refresh_keys().await?;
+        shared.check_own_key()?;
         let client = connection::connect(&shared).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(until(shutdown.clone(), sequencer::run(Arc::clone(&shared))));
@@ -209,6 +281,8 @@ impl Feed {
         tasks.spawn(until(shutdown.clone(), heartbeat::run(Arc::clone(&shared), client.clone())));
         tasks.spawn(until(shutdown.clone(), resync::run(Arc::clone(&shared), client.clone())));
         tasks.spawn(until(shutdown.clone(), fleet::run(Arc::clone(&shared), client.clone())));
+        tasks.spawn(until(shutdown.clone(), digests::run(Arc::clone(&shared), client.clone())));
+        tasks.spawn(until(shutdown.clone(), snapshots::run(Arc::clone(&shared), client.clone())));
         tasks.spawn(until(shutdown, upkeep::run(Arc::clone(&shared))));
         Ok((FeedHandle(shared, client), tasks))
     }
@@ -262,6 +336,32 @@ impl FeedHandle {
         &self.0.settings.realm_group
     }
 
+    /// Revision of the newest snapshot; 0 for none.
+    pub fn snapshot(&self) -> u64 {
+        self.0.snapshot.load(Ordering::Relaxed)
+    }
+
+    /// Revision of the newest snapshot that this process has seen in JetStream; 0 for none.
+    pub fn snapshot_published(&self) -> u64 {
+        self.0.snapshot_published.load(Ordering::Relaxed)
+    }
+
+    /// The signed manifest of the newest snapshot; none while there is none.
+    pub async fn snapshot_manifest(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let stored = feed_state::snapshots(&self.0.store, self.position().epoch).await?;
+        Ok(stored.into_iter().next().map(|snapshot| snapshot.manifest))
+    }
+
+    /// The bytes of a segment; none where this process does not have it.
+    pub fn snapshot_segment(&self, name: &SegmentName) -> Result<Option<Vec<u8>>, SnapshotError> {
+        self.0.segments.get(name)
+    }
+
+    /// Whether segments are served over HTTP.
+    pub fn serves_snapshots(&self) -> bool {
+        self.0.settings.snapshots.serve
+    }
+
     /// Whether JetStream holds `revision` within `limit`.
     pub async fn wait_published(&self, revision: u64, limit: Duration) -> bool {
         let mut published = self.0.published.subscribe();
@@ -269,8 +369,8 @@ impl FeedHandle {
     }
 
     /// What is known of the sidecars now.
-    pub fn fleet(&self) -> FleetView {
-        self.0.fleet.view(self.position())
+    pub fn fleet(&self, query: FleetQuery) -> FleetView {
+        self.0.fleet.view(self.position(), query)
     }
 
     /// Waits until `share` (0 to 1) of the live sidecars have applied `revision`, at most `limit`. With a limit of zero it
@@ -289,7 +389,8 @@ impl FeedHandle {
             let _ = timeout_at(wake, reports.changed()).await;
             if receipt.live > 64 {
                 // Reports of a large fleet come in bursts; each evaluation looks at all of it.
-                tokio::time::sleep_until(deadline.min(Instant::now() + Duration::from_millis(1))).await;
+                let pause = Duration::from_micros(receipt.live.max(1_000) as u64);
+                tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
             }
         }
     }
@@ -308,6 +409,8 @@ impl FeedHandle {
             introspection_replies: read(&counters.introspection_replies),
             reports: read(&counters.reports),
             reports_refused: read(&counters.reports_refused),
+            snapshots_built: read(&counters.snapshots_built),
+            snapshots_published: read(&counters.snapshots_published),
         }
     }
 

@@ -46,6 +46,7 @@ pub mod oauth;
 mod presented;
 pub mod problem;
 pub mod serve;
+mod snapshots;
 
 use problem::Problem;
 

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::anomalies::{Anomalies, AnomalyKind};
 use crate::audit::AuditCounters;
 use crate::events::{EventKind, Events};
-use crate::feed::{Carrier, FeedCounters, FeedHandle};
+use crate::feed::{Carrier, FeedCounters, FeedHandle, FleetQuery, SidecarState};
 use crate::http::Services;
 use crate::keys::Keys;
 
@@ -33,6 +34,8 @@ pub enum Endpoint {
     SecurityEvents,
     /// JWKS and metadata.
     Discovery,
+    /// `/feed/snapshots`
+    Snapshots,
     /// `/admin/v1/clients`
     AdminClients,
     /// `/admin/v1/sessions` and `/admin/v1/subjects`
@@ -56,13 +59,14 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Token,
         Self::Introspect,
         Self::Revoke,
         Self::Register,
         Self::SecurityEvents,
         Self::Discovery,
+        Self::Snapshots,
         Self::AdminClients,
         Self::AdminSessions,
         Self::AdminApiKeys,
@@ -83,6 +87,7 @@ impl Endpoint {
             Self::Register => "register",
             Self::SecurityEvents => "security_events",
             Self::Discovery => "discovery",
+            Self::Snapshots => "snapshots",
             Self::AdminClients => "admin_clients",
             Self::AdminSessions => "admin_sessions",
             Self::AdminApiKeys => "admin_api_keys",
@@ -143,6 +148,9 @@ struct FeedMetrics {
     carrier_connected: IntGauge,
     sidecars_live: IntGauge,
     sidecars_in_force: IntGauge,
+    sidecars: IntGaugeVec,
+    snapshot: IntGauge,
+    snapshot_published: IntGauge,
     sequenced: IntCounter,
     published_sets: IntCounter,
     republished: IntCounter,
@@ -152,6 +160,8 @@ struct FeedMetrics {
     introspection_replies: IntCounter,
     reports: IntCounter,
     reports_refused: IntCounter,
+    snapshots_built: IntCounter,
+    snapshots_published: IntCounter,
     /// What the counters show already; held while they are brought up to date.
     shown: Mutex<FeedCounters>,
 }
@@ -373,6 +383,18 @@ impl FeedMetrics {
             carrier_connected: gauge("nats_connected", "Whether NATS takes what is published.")?,
             sidecars_live: gauge("sidecars_live", "Sidecars that report.")?,
             sidecars_in_force: gauge("sidecars_in_force", "Sidecars that enforce the newest revision.")?,
+            sidecars: registered(
+                registry,
+                IntGaugeVec::new(
+                    opts("sidecars", "Sidecars of the last hour, by how they stand."),
+                    &["state"],
+                )?,
+            )?,
+            snapshot: gauge("snapshot_revision", "Revision of the newest snapshot; 0 for none.")?,
+            snapshot_published: gauge(
+                "snapshot_published_revision",
+                "Revision of the newest snapshot that JetStream holds; 0 for none.",
+            )?,
             sequenced: total("change_sets_sequenced_total", "Change sets that got a revision here.")?,
             published_sets: total("change_sets_published_total", "Change sets acknowledged by JetStream.")?,
             republished: total("change_sets_republished_total", "Change sets that JetStream had lost.")?,
@@ -385,19 +407,30 @@ impl FeedMetrics {
             )?,
             reports: total("sidecar_reports_total", "Sidecar reports taken.")?,
             reports_refused: total("sidecar_reports_refused_total", "Sidecar reports refused.")?,
+            snapshots_built: total("snapshots_built_total", "Snapshots made here.")?,
+            snapshots_published: total(
+                "snapshots_published_total",
+                "Snapshots put into JetStream here, again where it had lost them.",
+            )?,
             shown: Mutex::default(),
         })
     }
 
     fn read(&self, feed: &FeedHandle) {
         let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        let fleet = feed.fleet();
+        let fleet = feed.fleet(FleetQuery { state: None, limit: 0 });
         let connected = matches!(*feed.carrier().borrow(), Carrier::Connected);
         set(&self.revision, feed.position().revision);
         set(&self.published, feed.published());
         set(&self.carrier_connected, u64::from(connected));
         set(&self.sidecars_live, fleet.live as u64);
         set(&self.sidecars_in_force, fleet.in_force_on as u64);
+        for state in SidecarState::ALL {
+            let number = fleet.states.get(&state).copied().unwrap_or_default();
+            set(&self.sidecars.with_label_values(&[state.as_str()]), number as u64);
+        }
+        set(&self.snapshot, feed.snapshot());
+        set(&self.snapshot_published, feed.snapshot_published());
         self.advance(feed.counters());
     }
 
@@ -414,6 +447,8 @@ impl FeedMetrics {
         add(&self.introspection_replies, now.introspection_replies, shown.introspection_replies);
         add(&self.reports, now.reports, shown.reports);
         add(&self.reports_refused, now.reports_refused, shown.reports_refused);
+        add(&self.snapshots_built, now.snapshots_built, shown.snapshots_built);
+        add(&self.snapshots_published, now.snapshots_published, shown.snapshots_published);
         *shown = now;
     }
 }

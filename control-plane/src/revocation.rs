@@ -369,7 +369,7 @@ impl Revocations {
                 let of_kind = scopes.iter().filter(|(scope, _)| *scope == kind);
                 let entries: BTreeMap<Id, UnixMillis> = of_kind.map(|(_, id)| (*id, until)).collect();
                 let entries: Vec<_> = entries.into_iter().collect();
-                enforcement::raise_watermarks(transaction, kind, &entries).await?;
+                enforcement::end_scopes(transaction, kind, &entries).await?;
             }
             sessions::end_named(transaction, self.keys.realm(), &named, now).await?;
             for subject in &subjects {
@@ -412,7 +412,7 @@ impl Revocations {
         self.feed.position().revision
     }
 
-    /// Writes the enforced ids and enqueues their changes. The ticket is the last change's.
+    /// Enqueues the changes, which the sequencer puts in force as it gives them their revisions. The ticket is the last one's.
     async fn enforce(
         &self,
         transaction: &mut Transaction,
@@ -435,13 +435,11 @@ impl Revocations {
         let mut changes = Vec::new();
         for (bucket, ids) in tokens {
             let (bucket, ids) = (Bucket(bucket), Vec::from_iter(ids));
-            enforcement::add_tokens(transaction, bucket, &ids).await?;
             let chunks = ids.chunks(IDS_A_CHANGE);
             changes.extend(chunks.map(|ids| Change::RevokedTokens { bucket, ids: ids.to_vec() }));
         }
         for (kind, ids) in scopes.into_values() {
             let entries: Vec<_> = ids.into_iter().map(|id| (id, watermark)).collect();
-            enforcement::raise_watermarks(transaction, kind, &entries).await?;
             let chunks = entries.chunks(WATERMARKS_A_CHANGE);
             changes.extend(chunks.map(|entries| Change::Watermarks { kind, entries: entries.to_vec() }));
         }

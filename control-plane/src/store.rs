@@ -35,6 +35,7 @@ pub(crate) mod assertion_rules;
 pub(crate) mod audit;
 pub(crate) mod clients;
 pub(crate) mod enforcement;
+pub(crate) mod feed_state;
 pub(crate) mod issue_clock;
 pub(crate) mod log;
 pub(crate) mod opaque_tokens;
@@ -214,6 +215,7 @@ impl Store {
             return Err(StoreError::TooOld { place: settings.place(), needs, knows });
         }
         log::ensure_head(&store).await?;
+        feed_state::ensure(&store).await?;
         store.look_at_versions().await?;
         Ok(store)
     }

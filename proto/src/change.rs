@@ -203,6 +203,23 @@ pub struct Heartbeat {
     pub time: UnixMillis,
     /// Digest of the newest change set; [`Digest::ZERO`] for an empty log.
     pub digest: Digest,
+    /// The newest snapshot of this epoch; 0 while there is none.
+    pub snapshot_revision: u64,
+    /// What the whole state at `revision` must come to, where the sender says.
+    pub state: Option<StateDigest>,
+    /// Milliseconds that a sidecar leaves between two reports of advances.
+    pub report_pause_ms: u32,
+    /// The newest rotation of feed keys; 0 while there is none.
+    pub rotation: u64,
+}
+
+/// A digest over the whole state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateDigest {
+    /// Single tokens of buckets before this one are left out.
+    pub oldest_bucket: Bucket,
+    /// As [`crate::digests::StateDigests::root`] gives it.
+    pub root: [u8; 32],
 }
 
 impl Heartbeat {
@@ -215,6 +232,11 @@ impl Heartbeat {
             oldest_revision: self.oldest_revision,
             time_ms: self.time.0,
             digest: self.digest.0.to_vec(),
+            snapshot_revision: self.snapshot_revision,
+            state_digest: self.state.map(|state| state.root.to_vec()).unwrap_or_default(),
+            oldest_bucket: self.state.map_or(0, |state| state.oldest_bucket.0),
+            report_pause_ms: self.report_pause_ms,
+            rotation: self.rotation,
         }
         .encode_to_vec()
     }
@@ -222,6 +244,13 @@ impl Heartbeat {
     /// Reads a verified payload.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let heartbeat = wire::Heartbeat::decode(payload)?;
+        let state = match &heartbeat.state_digest[..] {
+            [] => None,
+            root => Some(StateDigest {
+                oldest_bucket: Bucket(heartbeat.oldest_bucket),
+                root: convert::array("state_digest", root)?,
+            }),
+        };
         Ok(Self {
             realm_group: heartbeat.realm_group,
             epoch: Epoch(convert::array("epoch", &heartbeat.epoch)?),
@@ -229,6 +258,10 @@ impl Heartbeat {
             oldest_revision: heartbeat.oldest_revision,
             time: UnixMillis(heartbeat.time_ms),
             digest: Digest(convert::array("digest", &heartbeat.digest)?),
+            snapshot_revision: heartbeat.snapshot_revision,
+            state,
+            report_pause_ms: heartbeat.report_pause_ms,
+            rotation: heartbeat.rotation,
         })
     }
 }

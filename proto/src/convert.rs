@@ -75,18 +75,7 @@ fn issuer_keys(set: wire::IssuerKeys) -> Result<Change, DecodeError> {
 
 fn watermarks(watermarks: &wire::Watermarks) -> Result<Change, DecodeError> {
     const FIELD: &str = "changes.watermarks";
-    let kind = match watermarks.kind() {
-        wire::WatermarkKind::Session => IdKind::Session,
-        wire::WatermarkKind::Subject => IdKind::Subject,
-        wire::WatermarkKind::Client => IdKind::Client,
-        wire::WatermarkKind::Realm => IdKind::Realm,
-        wire::WatermarkKind::Issuer => IdKind::Issuer,
-        wire::WatermarkKind::Key => IdKind::Key,
-        wire::WatermarkKind::Introspection => IdKind::Introspection,
-        wire::WatermarkKind::Unspecified => {
-            return Err(refuse(FIELD, format!("kind {} is not known; upgrade the sidecar", watermarks.kind)));
-        }
-    };
+    let kind = watermark_kind(FIELD, watermarks.kind(), watermarks.kind)?;
     let ids = ids(FIELD, &watermarks.ids)?;
     if ids.len() != watermarks.not_after_ms.len() {
         return Err(refuse(
@@ -96,6 +85,25 @@ fn watermarks(watermarks: &wire::Watermarks) -> Result<Change, DecodeError> {
     }
     let instants = watermarks.not_after_ms.iter().map(|ms| UnixMillis(*ms));
     Ok(Change::Watermarks { kind, entries: ids.into_iter().zip(instants).collect() })
+}
+
+pub(crate) fn watermark_kind(
+    field: &'static str,
+    kind: wire::WatermarkKind,
+    number: i32,
+) -> Result<IdKind, DecodeError> {
+    match kind {
+        wire::WatermarkKind::Session => Ok(IdKind::Session),
+        wire::WatermarkKind::Subject => Ok(IdKind::Subject),
+        wire::WatermarkKind::Client => Ok(IdKind::Client),
+        wire::WatermarkKind::Realm => Ok(IdKind::Realm),
+        wire::WatermarkKind::Issuer => Ok(IdKind::Issuer),
+        wire::WatermarkKind::Key => Ok(IdKind::Key),
+        wire::WatermarkKind::Introspection => Ok(IdKind::Introspection),
+        wire::WatermarkKind::Unspecified => {
+            Err(refuse(field, format!("kind {number} is not known; upgrade the sidecar")))
+        }
+    }
 }
 
 fn ids(field: &'static str, bytes: &[u8]) -> Result<Vec<Id>, DecodeError> {

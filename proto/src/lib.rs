@@ -7,10 +7,14 @@
 pub mod audit;
 pub mod change;
 pub mod check;
+pub mod command;
 mod convert;
+pub mod digests;
 pub mod introspection;
 pub mod report;
+pub mod rotation;
 pub mod signature;
+pub mod snapshot;
 pub mod subject;
 
 /// The generated protobuf messages, as they travel. Use the types of [`change`] instead, which refuse what they do not

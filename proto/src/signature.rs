@@ -28,6 +28,12 @@ pub enum Domain {
     IntrospectionReply,
     /// A [`crate::audit::Checkpoint`].
     AuditCheckpoint,
+    /// A [`crate::digests::Digests`].
+    Digests,
+    /// A [`crate::command::Command`].
+    Command,
+    /// A [`crate::rotation::Rotation`].
+    Rotation,
 }
 
 impl Domain {
@@ -38,6 +44,9 @@ impl Domain {
             Self::SnapshotManifest => "atm.feed.v1.SnapshotManifest",
             Self::IntrospectionReply => "atm.feed.v1.IntrospectionReply",
             Self::AuditCheckpoint => "atm.audit.v1.Checkpoint",
+            Self::Digests => "atm.feed.v1.DigestsReply",
+            Self::Command => "atm.feed.v1.FleetCommand",
+            Self::Rotation => "atm.feed.v1.FeedKeyRotation",
         }
     }
 
@@ -120,6 +129,16 @@ impl FeedSigner {
 pub struct FeedPublicKey([u8; 32]);
 
 impl FeedPublicKey {
+    /// From the raw bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The raw bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 8 bytes by which an envelope names the key.
     pub fn id(&self) -> [u8; 8] {
         let mut id = [0; 8];
@@ -157,6 +176,11 @@ impl TrustedFeedKeys {
     /// Pins `keys`. With none, every message is refused.
     pub fn new(keys: Vec<FeedPublicKey>) -> Self {
         Self(keys)
+    }
+
+    /// The pinned keys.
+    pub fn keys(&self) -> &[FeedPublicKey] {
+        &self.0
     }
 
     /// The payload of an encoded [`Signed`] envelope, if a pinned key signed exactly these bytes for this domain.

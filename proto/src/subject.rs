@@ -6,6 +6,12 @@ pub const STREAM: &str = "ATM_FEED";
 /// Name of the JetStream stream that keeps decisions that sidecars record and the audit chains of control planes.
 pub const AUDIT_STREAM: &str = "ATM_AUDIT";
 
+/// Name of the JetStream stream that keeps snapshots, one message a subject.
+pub const SNAPSHOT_STREAM: &str = "ATM_SNAPSHOTS";
+
+/// Bytes of one message of a segment; NATS's default message limit is 1 MiB.
+pub const SEGMENT_CHUNK: usize = 256 * 1024;
+
 /// Header that carries a change set's revision in decimal, so that a reader can map revisions to stream sequences without
 /// decoding payloads. It is a hint: what counts is the signed revision inside.
 pub const REVISION_HEADER: &str = "Atm-Revision";
@@ -52,6 +58,41 @@ impl Subjects {
     /// All sidecars' reports.
     pub fn fleet_all(&self) -> String {
         self.under("fleet.*")
+    }
+
+    /// The newest snapshot's signed manifest, kept by [`SNAPSHOT_STREAM`].
+    pub fn snapshot_manifest(&self) -> String {
+        self.under("snapshot.manifest")
+    }
+
+    /// Chunk `number` (from 0) of the segment with that SHA-256, kept by [`SNAPSHOT_STREAM`].
+    pub fn snapshot_chunk(&self, sha256: &[u8; 32], number: u32) -> String {
+        self.under(&format!("snapshot.segment.{}.{number}", hex::encode(sha256)))
+    }
+
+    /// All chunks of all segments.
+    pub fn snapshot_chunks(&self) -> String {
+        self.under("snapshot.segment.*.*")
+    }
+
+    /// The rotation of feed keys with that number, kept by [`SNAPSHOT_STREAM`].
+    pub fn feed_keys(&self, number: u64) -> String {
+        self.under(&format!("snapshot.feedkeys.{number}"))
+    }
+
+    /// Everything that [`SNAPSHOT_STREAM`] keeps.
+    pub fn snapshots(&self) -> String {
+        self.under("snapshot.>")
+    }
+
+    /// What the control plane asks of all sidecars, signed.
+    pub fn command(&self) -> String {
+        self.under("command")
+    }
+
+    /// Request/reply for the digests of the state.
+    pub fn digests(&self) -> String {
+        self.under("digests")
     }
 
     /// Request/reply for change sets that the stream does not hold.

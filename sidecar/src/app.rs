@@ -16,7 +16,7 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::decision_log::{self, DecisionLogSettings};
 use crate::ext_authz::{Judge, JudgeParts};
-use crate::feed::{self, FeedSettings};
+use crate::feed::{self, FeedSettings, FeedTrust};
 use crate::introspection::{IntrospectionSettings, Introspector, Keeper, keeping};
 use crate::lifecycle::DRAIN;
 use crate::memory::{Limits, Memory};
@@ -103,13 +103,20 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
     let restored = keeping::restore(&introspected, &loaded.state, &memory.introspected, feed::now());
     tracing::debug!(restored, "opaque credentials are known from before this start");
     let (publisher, reader) = state::channel(loaded.state, loaded.last_fresh, feed::now());
+    let kept = config.store_path.with_extension("feedkeys");
+    let trust = FeedTrust::open(&config.realm_group, config.feed_keys.clone(), Some(kept));
+    reader
+        .status()
+        .fresh_for_ms
+        .store(config.freshness.degraded_after_ms, std::sync::atomic::Ordering::Relaxed);
     let settings = FeedSettings {
         realm_group: config.realm_group.clone(),
         nats_url: config.nats_url.clone(),
         nats_access: config.nats_access.clone(),
-        trusted: config.feed_keys.clone(),
+        trust: trust.clone(),
         sidecar_id: sidecar_id.clone(),
         startup_wait: config.startup_wait,
+        snapshots: config.snapshots.clone(),
     };
     let connection = feed::connect(&settings).await?;
     let client = connection.client.clone();
@@ -153,7 +160,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
         tracing
     });
     let registry = Registry::new();
-    let parts = Checks { client, sidecar_id: &sidecar_id, reader: &reader, memory, keeper, tracing };
+    let parts = Checks { client, trust, sidecar_id: &sidecar_id, reader: &reader, memory, keeper, tracing };
     let (judge, logging) = judge(&config, parts, &registry, &stop)?;
     tasks.spawn(logging);
     let collector = StateCollector::new(reader.clone(), Arc::clone(&judge));
@@ -173,6 +180,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Sidecar, S
 /// What a judge works with that is there already.
 struct Checks<'a> {
     client: async_nats::Client,
+    trust: FeedTrust,
     sidecar_id: &'a str,
     reader: &'a StateReader,
     memory: Arc<Memory>,
@@ -187,7 +195,7 @@ fn judge(
     registry: &Registry,
     stop: &CancellationToken,
 ) -> Result<(Arc<Judge>, impl Future<Output = ()> + use<>), StartError> {
-    let Checks { client, sidecar_id, reader, memory, keeper, tracing } = parts;
+    let Checks { client, trust, sidecar_id, reader, memory, keeper, tracing } = parts;
     let metrics = DecisionMetrics::register(registry).map_err(system)?;
     let subjects = Subjects::new(&config.realm_group).map_err(feed::FeedError::from)?;
     let (log, logging) = decision_log::start(
@@ -205,7 +213,7 @@ fn judge(
         subject: subjects.introspect(),
         realm_group: config.realm_group.clone(),
         sidecar_id: sidecar_id.to_owned(),
-        trusted: config.feed_keys.clone(),
+        trust,
         timeout: config.introspection.timeout,
         concurrency: config.introspection.concurrency,
     };

@@ -12,6 +12,8 @@ use atm_proto::subject::Subjects;
 use atm_telemetry::TracingSettings;
 use http::StatusCode;
 
+use crate::feed::SnapshotUrl;
+
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -31,6 +33,8 @@ pub struct Config {
     pub block_cache: usize,
     /// `store.onCorruption`: `rebuild` (move aside and fetch again) or `fail`.
     pub rebuild_on_corruption: bool,
+    /// `snapshots.url`, `snapshots.caFile`: where snapshots are asked for before NATS is.
+    pub snapshots: Option<SnapshotUrl>,
     /// `listen`.
     pub listen: Listen,
     /// `freshness.degradedAfterMs`, `freshness.staleAfterMs`.
@@ -182,6 +186,7 @@ impl Config {
             store_path: store.required("path").into(),
             block_cache: mebibytes(&store, "blockCacheMiB", 64, 1..=65_536),
             rebuild_on_corruption: rebuild(&store),
+            snapshots: snapshots(&root.section("snapshots")),
             listen: listen(&root.section("listen")),
             freshness: freshness(&root.section("freshness")),
             verified_tokens: mebibytes(&cache, "verifiedTokensMiB", 16, 0..=65_536) as u64,
@@ -247,6 +252,18 @@ fn rebuild(store: &Section<'_>) -> bool {
             true
         }
     }
+}
+
+fn snapshots(section: &Section<'_>) -> Option<SnapshotUrl> {
+    let url = section.text("url");
+    let ca_file = section.text("caFile").map(PathBuf::from);
+    if url.as_ref().is_some_and(|url| !url.starts_with("https://") && !url.starts_with("http://")) {
+        section.mistake(
+            "url",
+            "must begin with https:// or http://, as in https://atm.example.com/feed/snapshots",
+        );
+    }
+    url.map(|url| SnapshotUrl { url, ca_file })
 }
 
 fn listen(section: &Section<'_>) -> Listen {

@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use async_nats::{Event, Subscriber};
 use atm_core::time::UnixMillis;
-use atm_nats::NatsAccess;
-use atm_proto::signature::TrustedFeedKeys;
-use atm_proto::subject::{InvalidToken, Subjects};
+use atm_proto::subject::Subjects;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -20,89 +18,31 @@ use crate::store::Writer;
 
 mod applier;
 mod catch_up;
+mod connection;
+mod inspection;
+mod loading;
+mod snapshot;
+mod trust;
 
 pub use applier::Cause;
 use applier::{Applier, Heard};
+pub use connection::{Connection, FeedError, FeedSettings, SnapshotUrl, connect};
+use loading::{Loading, Purpose};
+use snapshot::Source;
+pub use trust::{FeedTrust, RotationError};
 
 /// How long a heartbeat may be ahead of the state before the missing revisions are asked for: what is under way arrives.
 const LAG_BEFORE_ASKING: Duration = Duration::from_millis(200);
+/// How long who holds nothing waits for a heartbeat, which tells of a snapshot, before asking for the whole log.
+const FIRST_WORD: Duration = Duration::from_secs(2);
 /// Time between two looks at what is due.
 const TICK: Duration = Duration::from_millis(100);
+/// Feed keys are looked up no more often than this: anybody can sign with a key that nobody knows.
+const ROTATION_EVERY: Duration = Duration::from_secs(2);
+/// Rotations that one look takes; whoever answers must not keep this task from its other work.
+const ROTATIONS: u64 = 64;
 /// The longest pause between two attempts to catch up that brought nothing.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-
-/// How the feed is reached and whom it believes.
-#[derive(Debug, Clone)]
-pub struct FeedSettings {
-    /// The realms that share the log.
-    pub realm_group: String,
-    /// `nats://host:port`, or several with commas.
-    pub nats_url: String,
-    /// Who this sidecar is to NATS.
-    pub nats_access: NatsAccess,
-    /// The pinned feed keys.
-    pub trusted: TrustedFeedKeys,
-    /// This sidecar's name; part of its report subject.
-    pub sidecar_id: String,
-    /// How long a start waits for a heartbeat before the persisted state is taken as it is.
-    pub startup_wait: Duration,
-}
-
-/// Why the feed cannot be subscribed to at all. A NATS that is away is none of these: it is waited for.
-#[derive(Debug, thiserror::Error)]
-pub enum FeedError {
-    /// A name that cannot be part of a subject.
-    #[error(transparent)]
-    Name(#[from] InvalidToken),
-    /// The file with the credentials, the password or the token cannot be used.
-    #[error("nats: {0}; check the path of its credentials, password or token file, and the permissions")]
-    Login(#[source] std::io::Error),
-    /// The URL cannot be used.
-    #[error("nats.url: {url}: {problem}; give nats://host:port")]
-    Url {
-        /// As configured.
-        url: String,
-        /// What is wrong.
-        problem: String,
-    },
-}
-
-/// A connection to NATS that is being made or made again for as long as it takes, and what happens to it.
-#[derive(Debug)]
-pub struct Connection {
-    /// The client.
-    pub client: async_nats::Client,
-    events: mpsc::Receiver<Event>,
-    subjects: Subjects,
-}
-
-/// Begins to connect; returns at once.
-pub async fn connect(settings: &FeedSettings) -> Result<Connection, FeedError> {
-    let subjects = Subjects::new(&settings.realm_group)?;
-    subjects.fleet(&settings.sidecar_id)?;
-    // An event that finds the queue full is lost; whether there is a connection, the tick asks for itself.
-    let (sender, events) = mpsc::channel(16);
-    let options = settings
-        .nats_access
-        .options()
-        .map_err(FeedError::Login)?
-        .name(format!("atm-sidecar {}", settings.sidecar_id))
-        .retry_on_initial_connect()
-        .max_reconnects(None)
-        .reconnect_delay_callback(|attempts| Duration::from_millis((50 << attempts.min(5)).min(1_000)))
-        .ping_interval(Duration::from_secs(5))
-        .event_callback(move |event| {
-            let sender = sender.clone();
-            async move {
-                let _ = sender.try_send(event);
-            }
-        });
-    let client = options
-        .connect(&settings.nats_url)
-        .await
-        .map_err(|error| FeedError::Url { url: settings.nats_url.clone(), problem: error.to_string() })?;
-    Ok(Connection { client, events, subjects })
-}
 
 /// Follows the feed until `stop`.
 pub async fn follow(
@@ -112,14 +52,19 @@ pub async fn follow(
     writer: Writer,
     stop: CancellationToken,
 ) {
-    let Connection { client, events, subjects } = connection;
+    let Connection { client, events, subjects, source } = connection;
     let mut follower = Follower {
-        applier: Applier::new(settings.realm_group.clone(), settings.trusted.clone(), publisher, writer),
+        applier: Applier::new(settings.realm_group.clone(), settings.trust.clone(), publisher, writer),
         client,
         subjects,
+        source,
+        loading: Loading::default(),
+        scrub: 0,
+        rotation_looked_at: None,
         ahead_since: None,
         pause: Duration::ZERO,
         ask_again_at: None,
+        began: tokio::time::Instant::now(),
     };
     if let Err(error) = follower.run(events, settings.startup_wait, stop).await {
         // Only a client that was closed for good ends here, and nobody closes it.
@@ -132,11 +77,19 @@ struct Follower {
     applier: Applier,
     client: async_nats::Client,
     subjects: Subjects,
+    source: Source,
+    /// The snapshot that is being loaded.
+    loading: Loading,
+    /// The newest comparison that the control plane has asked for.
+    scrub: u64,
+    /// When rotations of feed keys were looked for last.
+    rotation_looked_at: Option<tokio::time::Instant>,
     /// Since when a heartbeat is known to be ahead of the state.
     ahead_since: Option<tokio::time::Instant>,
     /// Grows while asking brings nothing.
     pause: Duration,
     ask_again_at: Option<tokio::time::Instant>,
+    began: tokio::time::Instant,
 }
 
 impl Follower {
@@ -148,6 +101,7 @@ impl Follower {
     ) -> Result<(), async_nats::SubscribeError> {
         let mut live: Subscriber = self.client.subscribe(self.subjects.live()).await?;
         let mut heartbeats: Subscriber = self.client.subscribe(self.subjects.heartbeat()).await?;
+        let mut commands: Subscriber = self.client.subscribe(self.subjects.command()).await?;
         let mut tick = tokio::time::interval(TICK);
         let patience = tokio::time::sleep(startup_wait);
         tokio::pin!(patience);
@@ -157,13 +111,18 @@ impl Follower {
                 () = stop.cancelled() => return Ok(()),
                 Some(message) = live.next() => self.hear(&message.payload),
                 Some(message) = heartbeats.next() => self.heartbeat(&message.payload),
+                Some(message) = commands.next() => self.command(&message.payload),
                 Some(event) = events.recv() => self.connection_event(&event),
                 settlement = self.applier.settled() => self.applier.settle(settlement),
+                loaded = self.loading.next() => self.loaded(loaded).await,
                 () = &mut patience, if waiting => {
                     waiting = false;
                     self.settle_without_feed();
                 }
                 _ = tick.tick() => self.catch_up_if_due().await,
+            }
+            if let Some(arrival) = self.applier.arrival() {
+                self.arrived(arrival);
             }
         }
     }
@@ -223,30 +182,68 @@ impl Follower {
 
     async fn catch_up_if_due(&mut self) {
         let connected = self.client.connection_state() == async_nats::connection::State::Connected;
-        self.applier.status().connected.store(connected, Ordering::Relaxed);
+        let status = self.applier.status();
+        status.connected.store(connected, Ordering::Relaxed);
+        status.behind.store(self.applier.knows_of_more(), Ordering::Relaxed);
+        status.refusing.store(self.applier.blocked().is_some(), Ordering::Relaxed);
+        self.give_up_waiting_for_the_store();
         let now = tokio::time::Instant::now();
+        if connected {
+            self.take_rotations(now).await;
+        }
         let lagging = self.ahead_since.is_some_and(|since| now - since >= LAG_BEFORE_ASKING);
         let due = match self.ask_again_at {
             Some(at) => at <= now,
-            None => lagging,
+            None => lagging || self.issuers_are_due() || self.inspection_is_due(),
         };
-        if !due || !connected {
+        let is_told = self.applier.head().is_some() || self.began.elapsed() >= FIRST_WORD;
+        if !due || !connected || (self.applier.holds_nothing() && !is_told) {
             return;
         }
         self.ask_again_at = None;
+        if self.loading.is_under_way() {
+            return; // what is missing behind the snapshot is asked for when it is in
+        }
+        if let Some(wanted) = self.wanted_snapshot() {
+            self.load(wanted, Purpose::Advance);
+            return;
+        }
+        if self.inspection_is_due() {
+            self.inspect().await;
+            return;
+        }
         let before = self.applier.position();
         catch_up::run(&self.client, &self.subjects, &mut self.applier).await;
         if self.applier.position() != before {
             self.pause = Duration::ZERO;
         } else if self.applier.knows_of_more() {
-            // Asked in vain: the next attempt waits longer, and not as long as its neighbours'.
-            self.pause = (self.pause * 2).clamp(TICK, MAX_PAUSE);
-            let jitter = self.pause.mul_f64(fraction(&before));
-            self.ask_again_at = Some(now + self.pause + jitter);
+            self.wait_before_asking();
         }
         if !self.applier.knows_of_more() {
             self.ahead_since = None;
         }
+    }
+}
+
+impl Follower {
+    /// Takes the rotations of feed keys that came since the last one, where there may be any.
+    async fn take_rotations(&mut self, now: tokio::time::Instant) {
+        let rested = self.rotation_looked_at.is_none_or(|at| now - at >= ROTATION_EVERY);
+        if !rested || !self.applier.may_have_rotated() {
+            return;
+        }
+        self.rotation_looked_at = Some(now);
+        let trust = self.applier.trust().clone();
+        let next = trust.number() + 1;
+        for number in next..next + ROTATIONS {
+            let Some(signed) = self.source.rotation(number).await else { break };
+            // One that is signed by a key of before our time does not concern us; a later one may.
+            match trust.rotate(&signed) {
+                Ok(number) => tracing::warn!(number, "the trust in feed keys was handed over"),
+                Err(error) => tracing::warn!(number, %error, "a rotation of feed keys is passed over"),
+            }
+        }
+        self.ask_now();
     }
 }
 

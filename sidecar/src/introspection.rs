@@ -12,10 +12,11 @@ use atm_core::reason::Reason;
 use atm_core::time::UnixMillis;
 use atm_core::token::AuthenticToken;
 use atm_proto::introspection::{IntrospectionReply, IntrospectionRequest};
-use atm_proto::signature::{Domain, TrustedFeedKeys};
+use atm_proto::signature::Domain;
 use atm_telemetry::TraceParent;
 use tokio::sync::watch;
 
+use crate::feed::FeedTrust;
 use crate::memory::{Introspected, Memory};
 use crate::state::StateReader;
 use crate::store::Kept;
@@ -36,7 +37,7 @@ pub struct IntrospectionSettings {
     /// Who asks.
     pub sidecar_id: String,
     /// Whom an answer is believed from.
-    pub trusted: TrustedFeedKeys,
+    pub trust: FeedTrust,
     /// How long an answer may take.
     pub timeout: Duration,
     /// Questions under way at most.
@@ -237,7 +238,7 @@ impl Shared {
         if message.headers.as_ref().is_some_and(|headers| headers.get(ERROR_HEADER).is_some()) {
             return Err(Outcome::Overload);
         }
-        let reply = self.settings.trusted.verify(Domain::IntrospectionReply, &message.payload);
+        let reply = self.settings.trust.verify(Domain::IntrospectionReply, &message.payload);
         let reply = reply.map_err(|error| error.to_string());
         let reply =
             reply.and_then(|payload| IntrospectionReply::decode(&payload).map_err(|error| error.to_string()));

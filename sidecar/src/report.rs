@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 use crate::feed::now;
 use crate::state::{Position, StateReader};
 
-/// Revisions that follow within this time share a report.
+/// Revisions that follow within this time share a report, or within a longer one that the control plane asks for.
 const COALESCE: Duration = Duration::from_millis(5);
+/// No request of the control plane makes reports rarer than this: receipts wait for them.
+const MAX_COALESCE: Duration = Duration::from_secs(2);
 /// Time between reports when nothing advances; the control plane's lease outlives several.
 const INTERVAL: Duration = Duration::from_secs(2);
 
@@ -40,7 +42,8 @@ pub async fn run(
                 // The first advance is reported at once: a receipt is waiting for it. Those right behind it share the next.
                 publish(&client, &subject, &sidecar_id, &reader, &kept).await;
                 kept.mark_unchanged();
-                tokio::time::sleep(COALESCE).await;
+                let asked = Duration::from_millis(reader.status().report_pause_ms.load(Ordering::Relaxed));
+                tokio::time::sleep(asked.clamp(COALESCE, MAX_COALESCE)).await;
                 if !kept.has_changed().unwrap_or(false) {
                     continue;
                 }
@@ -83,5 +86,9 @@ fn report(sidecar_id: &str, reader: &StateReader, kept: Position) -> SidecarRepo
         policy_version: state.policy_version,
         revocations: state.view.revocations.len() as u64,
         refused_change_sets: status.all_refusals(),
+        condition: reader.condition().into(),
+        divergences: status.divergences.load(Ordering::Relaxed),
+        feed_age_ms: reader.feed_age_ms(),
+        scrubbed: status.scrub_done.load(Ordering::Relaxed),
     }
 }

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use atm_core::time::UnixMillis;
 use atm_core::view::View;
 use atm_proto::change::{Digest, Epoch};
+use atm_proto::report::SidecarCondition;
 use parking::Text;
 
 use crate::store::{StoreGauge, StoreNumbers};
@@ -64,6 +65,28 @@ pub struct FeedStatus {
     pub connected: AtomicBool,
     /// Whether the state has caught up with the feed once since the start, or the wait for a feed is over.
     pub settled: AtomicBool,
+    /// Whether a snapshot is being loaded.
+    pub loading: AtomicBool,
+    /// Whether a believed heartbeat tells of more than there is here.
+    pub behind: AtomicBool,
+    /// Whether the next revision can be neither verified nor understood.
+    pub refusing: AtomicBool,
+    /// Whether the copy differs from the control plane's.
+    pub diverged: AtomicBool,
+    /// Times that the copy was found to differ.
+    pub divergences: AtomicU64,
+    /// Times that it was repaired from a snapshot.
+    pub repairs: AtomicU64,
+    /// Snapshots that were put in force.
+    pub snapshots_loaded: AtomicU64,
+    /// Attempts to load one that failed.
+    pub snapshots_failed: AtomicU64,
+    /// The newest comparison that the control plane asked for and that was done.
+    pub scrub_done: AtomicU64,
+    /// Milliseconds that the control plane asks to leave between reports.
+    pub report_pause_ms: AtomicU64,
+    /// Milliseconds without a heartbeat from which on the feed is no longer called fresh.
+    pub fresh_for_ms: AtomicU64,
     /// Whether writes to the store fail.
     pub store_failing: AtomicBool,
     /// Whether saving was given up until the next start.
@@ -196,6 +219,25 @@ impl StateReader {
     /// wait for a feed is over.
     pub fn ready(&self) -> bool {
         self.0.status.settled.load(Ordering::Acquire) && self.0.state.load().verified
+    }
+
+    /// How the copy stands to the log, in one word.
+    pub fn condition(&self) -> SidecarCondition {
+        let status = self.status();
+        let is = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        if is(&status.diverged) {
+            SidecarCondition::Diverged
+        } else if is(&status.refusing) {
+            SidecarCondition::Refusing
+        } else if is(&status.loading) {
+            SidecarCondition::Loading
+        } else if self.feed_age_ms() > status.fresh_for_ms.load(Ordering::Relaxed).max(1) {
+            SidecarCondition::Stale
+        } else if is(&status.behind) {
+            SidecarCondition::Behind
+        } else {
+            SidecarCondition::Level
+        }
     }
 
     /// What an operator should know though decisions are made; `None` when all is well.

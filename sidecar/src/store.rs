@@ -268,7 +268,8 @@ fn parse_position(bytes: &[u8]) -> Option<Position> {
     let (epoch, rest) = bytes.split_first_chunk::<16>()?;
     let (revision, digest) = rest.split_first_chunk::<8>()?;
     Some(Position {
-        epoch: Some(Epoch::from_bytes(*epoch)),
+        // Before the first change set there is no epoch; ids that a snapshot added early may be there already.
+        epoch: Some(Epoch::from_bytes(*epoch)).filter(|_| *epoch != [0; 16]),
         revision: u64::from_be_bytes(*revision),
         digest: Digest::from_bytes(digest.try_into().ok()?),
     })

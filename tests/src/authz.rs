@@ -8,6 +8,9 @@ use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
 use tonic::transport::Channel;
 
+/// How long a sidecar that may be down is waited for.
+const BOUND: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What the sidecar said of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
@@ -39,6 +42,21 @@ impl Authz {
         Self { client }
     }
 
+    /// As [`Self::connect`], of a sidecar that may be down; connects when it is asked.
+    pub fn lazy(address: &str) -> Self {
+        let endpoint =
+            tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("an address");
+        let endpoint = endpoint.connect_timeout(BOUND).timeout(BOUND);
+        Self { client: AuthorizationClient::new(endpoint.connect_lazy()) }
+    }
+
+    /// As [`Self::check_token`]; none where the sidecar does not answer.
+    pub async fn try_check_token(&self, token: &str) -> Option<Verdict> {
+        let headers = HashMap::from([("authorization".to_owned(), format!("Bearer {token}"))]);
+        let request = request("GET", "/orders", headers);
+        self.client.clone().check(request).await.ok().map(|answer| verdict(&answer.into_inner()))
+    }
+
     /// Asks for `GET /orders` with this bearer token.
     pub async fn check_token(&self, token: &str) -> Verdict {
         let headers = HashMap::from([("authorization".to_owned(), format!("Bearer {token}"))]);
@@ -46,27 +64,29 @@ impl Authz {
     }
 
     /// Asks for any request at the host `orders.test`.
-    pub async fn check(&self, method: &str, target: &str, mut headers: HashMap<String, String>) -> Verdict {
-        headers.insert(":method".to_owned(), method.to_owned());
-        headers.insert(":path".to_owned(), target.to_owned());
-        headers.insert(":authority".to_owned(), "orders.test".to_owned());
-        let http = HttpRequest {
-            method: method.to_owned(),
-            path: target.to_owned(),
-            host: "orders.test".to_owned(),
-            scheme: "http".to_owned(),
-            protocol: "HTTP/1.1".to_owned(),
-            headers,
-            ..Default::default()
-        };
-        let attributes = AttributeContext {
-            request: Some(Request { time: None, http: Some(http) }),
-            ..Default::default()
-        };
-        let request = CheckRequest { attributes: Some(attributes) };
+    pub async fn check(&self, method: &str, target: &str, headers: HashMap<String, String>) -> Verdict {
+        let request = request(method, target, headers);
         let answer = self.client.clone().check(request).await.expect("a denial is no transport error");
         verdict(&answer.into_inner())
     }
+}
+
+fn request(method: &str, target: &str, mut headers: HashMap<String, String>) -> CheckRequest {
+    headers.insert(":method".to_owned(), method.to_owned());
+    headers.insert(":path".to_owned(), target.to_owned());
+    headers.insert(":authority".to_owned(), "orders.test".to_owned());
+    let http = HttpRequest {
+        method: method.to_owned(),
+        path: target.to_owned(),
+        host: "orders.test".to_owned(),
+        scheme: "http".to_owned(),
+        protocol: "HTTP/1.1".to_owned(),
+        headers,
+        ..Default::default()
+    };
+    let attributes =
+        AttributeContext { request: Some(Request { time: None, http: Some(http) }), ..Default::default() };
+    CheckRequest { attributes: Some(attributes) }
 }
 
 fn verdict(response: &CheckResponse) -> Verdict {

@@ -203,6 +203,10 @@ impl FeedAuthor {
                         oldest_revision: 1,
                         time: UnixMillis(now_ms()),
                         digest: log.sets.last().map_or(Digest::ZERO, |made| made.digest),
+                        snapshot_revision: 0,
+                        state: None,
+                        report_pause_ms: 5,
+                        rotation: 0,
                     }
                 };
                 let signed = signer.sign(Domain::Heartbeat, &heartbeat.encode());
@@ -278,7 +282,12 @@ fn resync_reply(log: &Log, epoch: Epoch, request: &ResyncRequest) -> ResyncReply
             size <= MAX_RESYNC_BYTES
         })
         .collect();
-    ResyncReply { epoch: epoch.as_bytes().to_vec(), head: log.sets.len() as u64, signed_change_sets }
+    ResyncReply {
+        epoch: epoch.as_bytes().to_vec(),
+        head: log.sets.len() as u64,
+        signed_change_sets,
+        oldest: 1,
+    }
 }
 
 /// The change that revokes single tokens that expire in the same hour.

@@ -7,7 +7,9 @@
 // The whole crate is test code: a failed expectation is a failed test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
 
+pub mod authority;
 pub mod authz;
+pub mod clock;
 pub mod collector;
 pub mod control_plane;
 pub mod dev;
@@ -19,8 +21,10 @@ pub mod nats;
 pub mod nginx;
 pub mod process;
 pub mod programs;
+pub mod proxy;
 pub mod python;
 pub mod sidecar;
+pub mod simulation;
 pub mod token;
 pub mod upstream;
 pub mod wait;

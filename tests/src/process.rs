@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crate::wait;
 
+/// Variables and their values, beside those that the tests themselves run with.
+pub type Environment = Vec<(String, String)>;
+
 /// A running program. Dropping it sends SIGKILL and reaps it; in a failing test its log is printed first.
 #[derive(Debug)]
 pub struct Process {
@@ -20,6 +23,19 @@ impl Process {
     pub fn start(name: &str, program: &Path, arguments: &[&str], log: &Path) -> Self {
         let mut command = Command::new(program);
         command.args(arguments);
+        Self::start_command(name, command, log)
+    }
+
+    /// As [`Self::start`], with variables of its own.
+    pub fn start_in(
+        name: &str,
+        program: &Path,
+        arguments: &[&str],
+        log: &Path,
+        environment: &Environment,
+    ) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
         Self::start_command(name, command, log)
     }
 

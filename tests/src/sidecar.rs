@@ -6,9 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::authority::merge;
 use crate::authz::Authz;
+use crate::clock::WallClock;
 use crate::http::{self, Answer};
-use crate::process::Process;
+use crate::process::{Environment, Process};
 use crate::{programs, wait};
 
 /// A sidecar whose state outlives its process.
@@ -17,16 +19,25 @@ pub struct Sidecar {
     process: Option<Process>,
     directory: TempDir,
     bound: Value,
+    environment: Environment,
 }
 
 impl Sidecar {
     /// Writes a configuration for the feed at `nats_url` signed by `feed_key`; does not start it.
     pub fn configure(nats_url: &str, feed_key: &str) -> Self {
+        Self::configure_with(nats_url, feed_key, &Value::Null)
+    }
+
+    /// As [`Self::configure`], with `changes` laid over the configuration.
+    pub fn configure_with(nats_url: &str, feed_key: &str, changes: &Value) -> Self {
         let directory = TempDir::new().expect("temporary directory");
-        let config = config(directory.path(), nats_url, feed_key);
+        let mut config = config(directory.path(), nats_url, feed_key);
+        if !changes.is_null() {
+            merge(&mut config, changes);
+        }
         std::fs::write(directory.path().join("sidecar.yaml"), config.to_string())
             .expect("configuration is written");
-        Self { process: None, directory, bound: Value::Null }
+        Self { process: None, directory, bound: Value::Null, environment: Environment::new() }
     }
 
     /// Configures it, starts it and waits until it is ready.
@@ -51,6 +62,14 @@ impl Sidecar {
         std::fs::write(self.config_file(), config.to_string()).expect("configuration is written");
     }
 
+    /// As [`Self::start_ready`], with `changes` laid over the configuration.
+    pub async fn start_ready_with(nats_url: &str, feed_key: &str, changes: &Value) -> Self {
+        let mut sidecar = Self::configure_with(nats_url, feed_key, changes);
+        sidecar.start().await;
+        sidecar.until_ready().await;
+        sidecar
+    }
+
     /// Starts it and waits until it listens.
     pub async fn start(&mut self) {
         let bound = self.directory.path().join("bound.json");
@@ -70,7 +89,15 @@ impl Sidecar {
         let (config, program) = (self.config_file(), programs::ours("atm-sidecar"));
         let (config, program) = (config.to_str().expect("UTF-8 path"), program.to_str().expect("UTF-8 path"));
         let arguments = ["--ignore-signal=XFSZ", program, "--config", config];
-        Process::start("atm-sidecar", Path::new("/usr/bin/env"), &arguments, &self.path("sidecar.log"))
+        let log = self.path("sidecar.log");
+        Process::start_in("atm-sidecar", Path::new("/usr/bin/env"), &arguments, &log, &self.environment)
+    }
+
+    /// Starts it with the wall clock that this returns, from the next start on.
+    pub fn give_clock(&mut self) -> WallClock {
+        let clock = WallClock::new(self.directory.path());
+        self.environment = clock.environment();
+        clock
     }
 
     /// Lets no file that it writes grow beyond `bytes`: what a full disk is to a program, without a disk to fill.
@@ -137,7 +164,12 @@ impl Sidecar {
 
     /// Waits until `/readyz` is 200.
     pub async fn until_ready(&self) {
-        wait::until("the sidecar to be ready", wait::USUAL, || async {
+        self.until_ready_within(wait::USUAL).await;
+    }
+
+    /// As [`Self::until_ready`], within `bound`.
+    pub async fn until_ready_within(&self, bound: Duration) {
+        wait::until("the sidecar to be ready", bound, || async {
             match self.admin("/readyz").await {
                 Ok(answer) if answer.status == 200 => Ok(()),
                 other => Err(other.map(|answer| answer.text())),
@@ -148,7 +180,12 @@ impl Sidecar {
 
     /// Waits until it has applied `revision`.
     pub async fn until_applied(&self, revision: u64) {
-        wait::until(&format!("revision {revision} to be applied"), wait::USUAL, || async {
+        self.until_applied_within(revision, wait::USUAL).await;
+    }
+
+    /// As [`Self::until_applied`], within `bound`.
+    pub async fn until_applied_within(&self, revision: u64, bound: Duration) {
+        wait::until(&format!("revision {revision} to be applied"), bound, || async {
             let applied = self.applied().await;
             if applied >= revision { Ok(()) } else { Err(applied) }
         })

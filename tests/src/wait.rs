@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// How long the usual condition may take: far more than it needs on a loaded two-core machine.
 pub const USUAL: Duration = Duration::from_secs(20);
 
+/// How long what waits for several others may take: elections of a cluster, a fleet that starts.
+pub const LONG: Duration = Duration::from_mins(1);
+
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Asks `probe` again and again until it gives a value. Panics with `what` and the last error when `bound` has passed.

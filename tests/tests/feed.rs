@@ -196,6 +196,7 @@ async fn a_forged_heartbeat_is_no_news() {
         oldest_revision: 1,
         time_ms: now_ms(),
         digest: vec![1; 32],
+        ..Default::default()
     };
     let (stranger, _) = FeedSigner::generate().unwrap();
     feed.author.inject_heartbeat(stranger.sign(Domain::Heartbeat, &heartbeat.encode_to_vec())).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, Event};
+use async_nats::{Client, Event, ServerAddr};
 
 use super::{FeedError, Shared};
 
@@ -60,6 +60,7 @@ pub(super) async fn connect(shared: &Arc<Shared>) -> Result<Client, FeedError> {
     let weak = Arc::downgrade(shared);
     options
         .name("atm-control-plane")
+        .custom_inbox_prefix("_INBOX.control-plane")
         .retry_on_initial_connect()
         .connection_timeout(Duration::from_secs(2))
         .request_timeout(Some(Duration::from_secs(2)))
@@ -75,9 +76,14 @@ pub(super) async fn connect(shared: &Arc<Shared>) -> Result<Client, FeedError> {
                 }
             }
         })
-        .connect(&settings.nats_url)
+        .connect(servers(&settings.nats_url).map_err(|error| failed(error.to_string()))?)
         .await
         .map_err(|error| failed(error.to_string()))
+}
+
+/// The servers of a URL, or of several with commas.
+fn servers(urls: &str) -> std::io::Result<Vec<ServerAddr>> {
+    urls.split(',').map(|url| url.trim().parse()).collect()
 }
 
 fn on_event(shared: &Shared, event: &Event) {

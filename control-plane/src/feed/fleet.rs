@@ -1,15 +1,15 @@
 //! What sidecars say of themselves: who lives, what each has applied, and so the receipts of revocations.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, Message as NatsMessage};
 use atm_proto::change::Epoch;
-use atm_proto::report::SidecarReport;
+use atm_proto::report::{SidecarCondition, SidecarReport};
 use futures::StreamExt;
 use prost::Message;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -30,19 +30,45 @@ const MAX_TEXT: usize = 256;
 /// Sequencing instants and reports remembered, for receipts of recent revisions.
 const RECENT_REVISIONS: usize = 1_024;
 const RECENT_REPORTS: usize = 16;
+/// Reports of advances that a fleet may send together; at 10,000 sidecars each then reports twice a second at most.
+const REPORTS_A_SECOND: usize = 20_000;
 /// Sidecars that a receipt names.
 const MAX_MISSING: usize = 100;
 
 /// How a sidecar stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SidecarState {
     /// Reports, and has what there is.
     Live,
+    /// Reports, and has not had any of the log so far.
+    New,
     /// Reports, and lacks a revision that is older than a second.
     Behind,
+    /// Reports that its copy differs from the log, and is repairing it.
+    Diverged,
+    /// Reports that it can neither verify nor understand what comes next.
+    Refusing,
     /// Has not reported for ten seconds. It may be cut off and serve until it calls itself stale.
     Gone,
+}
+
+impl SidecarState {
+    /// Every state, the best first.
+    pub const ALL: [Self; 6] =
+        [Self::Live, Self::New, Self::Behind, Self::Diverged, Self::Refusing, Self::Gone];
+
+    /// Its name in answers and labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::New => "new",
+            Self::Behind => "behind",
+            Self::Diverged => "diverged",
+            Self::Refusing => "refusing",
+            Self::Gone => "gone",
+        }
+    }
 }
 
 /// A sidecar as operators see it.
@@ -56,18 +82,26 @@ pub struct SidecarView {
     pub applied_revision: u64,
     /// Whether it serves.
     pub ready: bool,
+    /// Whether it is loading a snapshot.
+    pub loading: bool,
     /// Why it is not as it should be.
     pub degraded: Option<String>,
     /// Milliseconds since its last report.
     pub last_seen_ms: u64,
     /// Milliseconds from the sequencing of `applied_revision` to its application, by the sidecar's clock.
     pub applied_delay_ms: i64,
+    /// Milliseconds since the newest heartbeat that it has caught up with, when it reported.
+    pub feed_age_ms: u64,
     /// Policy set in force there.
     pub policy_version: u64,
     /// Ids and watermarks that it enforces.
     pub revocations: u64,
     /// Change sets that it refused since its start.
     pub refused_change_sets: u64,
+    /// Parts of its copy that differed from the log since its start.
+    pub divergences: u64,
+    /// The newest comparison asked for (`POST /admin/v1/fleet/scrub`) that it has done.
+    pub scrubbed: u64,
     /// How it stands.
     pub state: SidecarState,
 }
@@ -79,12 +113,48 @@ pub struct FleetView {
     pub epoch: String,
     /// The newest revision.
     pub revision: u64,
-    /// By id.
-    pub sidecars: Vec<SidecarView>,
     /// Sidecars that report.
     pub live: usize,
     /// Of those, the ones that enforce `revision`.
     pub in_force_on: usize,
+    /// How many stand how.
+    pub states: BTreeMap<SidecarState, usize>,
+    /// Milliseconds from sequencing to application of what live sidecars applied last, by their clocks.
+    pub applied_delay_ms: Option<Quantiles>,
+    /// By id; those asked for.
+    pub sidecars: Vec<SidecarView>,
+    /// Sidecars that were asked for and left out because of the limit.
+    pub left_out: usize,
+}
+
+/// Which sidecars to list.
+#[derive(Debug, Clone, Copy)]
+pub struct FleetQuery {
+    /// Those that stand so; none: all of them.
+    pub state: Option<SidecarState>,
+    /// At most so many. The ones that stand worst come first into the list.
+    pub limit: usize,
+}
+
+/// Of a set of times, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Quantiles {
+    /// Half of them are at or below.
+    pub median: u64,
+    /// 99 of 100 are at or below.
+    pub p99: u64,
+    /// All of them are.
+    pub max: u64,
+}
+
+impl Quantiles {
+    /// None of nothing. Sorts `times`.
+    fn of(times: &mut [u64]) -> Option<Self> {
+        times.sort_unstable();
+        let last = times.len().checked_sub(1)?;
+        let at = |share: usize| times[(last * share).div_ceil(100)];
+        Some(Self { median: at(50), p99: at(99), max: times[last] })
+    }
 }
 
 /// Proof that a revision is in force, or what is missing.
@@ -94,13 +164,15 @@ pub struct Receipt {
     pub revision: u64,
     /// Sidecars that report.
     pub live: usize,
-    /// Of those, the ones that enforce it.
+    /// Of those, the ones that enforce it. One whose copy differs from the log does not count.
     pub applied: usize,
     /// Sidecars of the last hour that report no more; what they do is not known.
     pub gone: usize,
     /// Milliseconds from the sequencing to the last of these reports, by this process's clock; none where it was sequenced
     /// by another process or too long ago.
     pub slowest_ms: Option<u64>,
+    /// The same times over all who enforce it.
+    pub reported_ms: Option<Quantiles>,
     /// Live sidecars that have not reported it, at most 100.
     pub missing: Vec<String>,
     /// Whether the share asked for is reached. Never true while NATS, and so the fleet, is out of sight.
@@ -123,6 +195,23 @@ impl Entry {
 
     fn applied(&self, epoch: Epoch) -> u64 {
         if self.epoch == Some(epoch) { self.report.applied_revision } else { 0 }
+    }
+
+    fn enforces(&self, epoch: Epoch, revision: u64) -> bool {
+        self.applied(epoch) >= revision && self.report.condition() != SidecarCondition::Diverged
+    }
+
+    fn state(&self, now: Instant, epoch: Epoch, due: u64) -> SidecarState {
+        if !self.is_live(now) {
+            return SidecarState::Gone;
+        }
+        match self.report.condition() {
+            SidecarCondition::Diverged => SidecarState::Diverged,
+            SidecarCondition::Refusing => SidecarState::Refusing,
+            _ if self.applied(epoch) >= due => SidecarState::Live,
+            _ if self.report.epoch.is_empty() || self.report.applied_revision == 0 => SidecarState::New,
+            _ => SidecarState::Behind,
+        }
     }
 }
 
@@ -222,7 +311,7 @@ impl Fleet {
         self.lock().sidecars.retain(|_, entry| now.duration_since(entry.seen) < REMEMBERED);
     }
 
-    pub(super) fn view(&self, position: Position) -> FleetView {
+    pub(super) fn view(&self, position: Position, query: FleetQuery) -> FleetView {
         let now = Instant::now();
         let known = self.lock();
         // What everyone must have by now: the newest revision that is older than a second.
@@ -231,17 +320,43 @@ impl Fleet {
                 || if known.sequenced.is_empty() { position.revision } else { 0 },
                 |(due, _)| *due,
             );
+        let mut states = BTreeMap::from(SidecarState::ALL.map(|state| (state, 0)));
+        let (mut in_force_on, mut delays, mut listed) = (0, Vec::new(), Vec::new());
+        for (id, entry) in &known.sidecars {
+            let state = entry.state(now, position.epoch, due);
+            *states.entry(state).or_default() += 1;
+            if state != SidecarState::Gone {
+                in_force_on += usize::from(entry.enforces(position.epoch, position.revision));
+                delays.extend(u64::try_from(entry.report.applied_delay_ms));
+            }
+            if query.state.is_none_or(|asked| asked == state) {
+                listed.push((std::cmp::Reverse(state), id, entry));
+            }
+        }
+        // The worst first, so that a limit never hides them.
+        listed.sort_unstable_by_key(|(state, id, _)| (*state, *id));
+        let left_out = listed.len().saturating_sub(query.limit);
+        listed.truncate(query.limit);
         let mut sidecars: Vec<SidecarView> =
-            known.sidecars.iter().map(|(id, entry)| entry.view(id, now, position.epoch, due)).collect();
+            listed.iter().map(|(state, id, entry)| entry.view(id, now, position.epoch, state.0)).collect();
         sidecars.sort_by(|a, b| a.id.cmp(&b.id));
-        let live = sidecars.iter().filter(|sidecar| sidecar.state != SidecarState::Gone);
         FleetView {
             epoch: position.epoch.to_string(),
             revision: position.revision,
-            live: live.clone().count(),
-            in_force_on: live.filter(|sidecar| sidecar.applied_revision >= position.revision).count(),
+            live: known.sidecars.values().filter(|entry| entry.is_live(now)).count(),
+            in_force_on,
+            states,
+            applied_delay_ms: Quantiles::of(&mut delays),
             sidecars,
+            left_out,
         }
+    }
+
+    /// Milliseconds that each sidecar is to leave between reports, so that all of them together stay within
+    /// [`REPORTS_A_SECOND`].
+    pub(super) fn report_pause_ms(&self) -> u32 {
+        let sidecars = self.lock().sidecars.len();
+        u32::try_from(sidecars * 1_000 / REPORTS_A_SECOND).unwrap_or(u32::MAX).clamp(5, 2_000)
     }
 
     pub(super) fn receipt(&self, epoch: Epoch, revision: u64, share: f64, connected: bool) -> Receipt {
@@ -249,51 +364,52 @@ impl Fleet {
         let known = self.lock();
         let sequenced = known.sequenced.iter().find(|(at, _)| *at >= revision).map(|(_, at)| *at);
         let (mut live, mut applied, mut gone) = (0, 0, 0);
-        let (mut slowest, mut missing) = (None, Vec::new());
+        let (mut times, mut missing) = (Vec::new(), Vec::new());
         for (id, entry) in &known.sidecars {
             if !entry.is_live(now) {
                 gone += 1;
                 continue;
             }
             live += 1;
-            if entry.applied(epoch) < revision {
+            if !entry.enforces(epoch, revision) {
                 missing.push(id.clone());
                 continue;
             }
             applied += 1;
             let reported = entry.advances.iter().find(|(at, _)| *at >= revision).map(|(_, at)| *at);
             if let (Some(sequenced), Some(reported)) = (sequenced, reported) {
-                slowest = slowest.max(Some(millis(reported.saturating_duration_since(sequenced))));
+                times.push(millis(reported.saturating_duration_since(sequenced)));
             }
         }
         missing.sort_unstable();
         missing.truncate(MAX_MISSING);
         let warm = known.listening.is_some_and(|since| now.duration_since(since) >= WARM_UP);
         let complete = connected && (live > 0 || warm) && reaches(applied, live, share);
-        Receipt { revision, live, applied, gone, slowest_ms: slowest, missing, complete }
+        let reported_ms = Quantiles::of(&mut times);
+        let slowest_ms = reported_ms.map(|times| times.max);
+        Receipt { revision, live, applied, gone, slowest_ms, reported_ms, missing, complete }
     }
 }
 
 impl Entry {
-    fn view(&self, id: &str, now: Instant, epoch: Epoch, due: u64) -> SidecarView {
+    fn view(&self, id: &str, now: Instant, epoch: Epoch, state: SidecarState) -> SidecarView {
         let applied_revision = self.applied(epoch);
-        let state = match (self.is_live(now), applied_revision >= due) {
-            (false, _) => SidecarState::Gone,
-            (true, false) => SidecarState::Behind,
-            (true, true) => SidecarState::Live,
-        };
         let report = &self.report;
         SidecarView {
             id: id.to_owned(),
             version: report.version.clone(),
             applied_revision,
             ready: report.ready,
+            loading: report.condition() == SidecarCondition::Loading,
             degraded: Some(report.degraded.clone()).filter(|why| !why.is_empty()),
             last_seen_ms: millis(now.duration_since(self.seen)),
             applied_delay_ms: report.applied_delay_ms,
             policy_version: report.policy_version,
             revocations: report.revocations,
             refused_change_sets: report.refused_change_sets,
+            divergences: report.divergences,
+            scrubbed: report.scrubbed,
+            feed_age_ms: report.feed_age_ms,
             state,
         }
     }

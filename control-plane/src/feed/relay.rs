@@ -18,7 +18,7 @@ use atm_proto::subject::{REVISION_HEADER, STREAM};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{Carrier, is_connected};
-use super::{Position, Shared, count, epoch};
+use super::{Position, Shared, SnapshotError, count, epoch};
 use crate::store::StoreError;
 use crate::store::log::{self, StoredChangeSet};
 
@@ -51,6 +51,8 @@ enum RelayError {
         "jetstream holds another log of our feed key: does a control plane with another store publish here?"
     )]
     Foreign,
+    #[error("the log cannot begin a new epoch: {0}")]
+    Epoch(#[from] SnapshotError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -72,7 +74,6 @@ struct Relay {
     shared: Arc<Shared>,
     client: Client,
     context: Context,
-    trusted: TrustedFeedKeys,
     tail: Option<Tail>,
     compared: Option<Instant>,
     /// The highest revision that JetStream has ever acknowledged to us in this epoch.
@@ -82,12 +83,10 @@ struct Relay {
 pub(super) async fn run(shared: Arc<Shared>, client: Client) {
     let mut context = jetstream::new(client.clone());
     context.set_timeout(ANSWER);
-    let trusted = TrustedFeedKeys::new(vec![*shared.signer.public_key()]);
     let mut relay = Relay {
         shared: Arc::clone(&shared),
         client,
         context,
-        trusted,
         tail: None,
         compared: None,
         acknowledged: None,
@@ -202,7 +201,9 @@ impl Relay {
     async fn compare(&mut self) -> Result<Tail, RelayError> {
         let stream =
             self.context.get_or_create_stream(self.stream_config()).await.map_err(jetstream_error)?;
-        let state = stream.get_info().await.map_err(jetstream_error)?.state;
+        let info = stream.get_info().await.map_err(jetstream_error)?;
+        self.keep_configured(&info.config).await?;
+        let state = info.state;
         let sequence = state.last_sequence;
         let revision = match self.last_set(&stream, state.first_sequence, sequence).await? {
             LastSet::None => 0,
@@ -221,6 +222,7 @@ impl Relay {
                 0
             }
         };
+        self.prune(&stream, sequence, revision, state.first_sequence).await?;
         let oldest = revision.saturating_sub(sequence.saturating_sub(state.first_sequence)).max(1);
         self.shared.oldest.store(oldest, Ordering::Relaxed);
         self.shared.published.send_replace(revision);
@@ -228,9 +230,44 @@ impl Relay {
         Ok(Tail { sequence, revision })
     }
 
+    /// A stream that was made by another version, by hand or before a cluster grew, is brought to what this one needs.
+    async fn keep_configured(&self, found: &Config) -> Result<(), RelayError> {
+        let wanted = self.stream_config();
+        let same = found.num_replicas == wanted.num_replicas
+            && found.allow_direct
+            && found.republish == wanted.republish
+            && found.subjects == wanted.subjects
+            && found.discard == wanted.discard;
+        if !same {
+            tracing::warn!(stream = STREAM, "the stream's configuration is brought up to date");
+            self.context.update_stream(wanted).await.map_err(jetstream_error)?;
+        }
+        Ok(())
+    }
+
+    /// Removes from the stream what the store has pruned.
+    async fn prune(
+        &self,
+        stream: &Stream,
+        sequence: u64,
+        revision: u64,
+        first: u64,
+    ) -> Result<(), RelayError> {
+        let oldest = self.shared.pruned.load(Ordering::Relaxed);
+        let behind = revision.saturating_sub(oldest);
+        let keep = sequence.saturating_sub(behind);
+        // One more message than a prune is worth would be the newest one, which must stay to be compared.
+        if oldest == 0 || oldest >= revision || keep <= first {
+            return Ok(());
+        }
+        stream.purge().sequence(keep).await.map_err(jetstream_error)?;
+        Ok(())
+    }
+
     /// The newest message that our feed key signed, from `last` back.
     async fn last_set(&self, stream: &Stream, first: u64, last: u64) -> Result<LastSet, RelayError> {
         let mut foreign = false;
+        let trusted = TrustedFeedKeys::new(self.shared.feed_keys());
         let lowest = first.max(last.saturating_sub(LOOK_BACK)).max(1);
         for sequence in (lowest..=last).rev() {
             let message = match stream.get_raw_message(sequence).await {
@@ -238,7 +275,7 @@ impl Relay {
                 Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => continue,
                 Err(error) => return Err(jetstream_error(error)),
             };
-            let Ok(payload) = self.trusted.verify(Domain::ChangeSet, &message.payload) else {
+            let Ok(payload) = trusted.verify(Domain::ChangeSet, &message.payload) else {
                 foreign = true;
                 tracing::error!(sequence, "the stream holds a message that our feed key did not sign");
                 continue;
@@ -260,8 +297,12 @@ impl Relay {
             return Ok(LastSet::OtherEpoch);
         }
         let stored = log::sets_from(&self.shared.store, set.epoch, set.revision, 1).await?;
-        let same = stored.first().is_some_and(|ours| ours.revision == set.revision && ours.signed == signed);
-        Ok(if same { LastSet::Ours(set.revision) } else { LastSet::Ahead(set.epoch) })
+        let ours = match stored.first() {
+            Some(ours) if ours.revision == set.revision => ours.signed == signed,
+            // Pruned here while NATS was away: what JetStream has not got by now, readers find in a snapshot.
+            _ => set.revision <= head.revision,
+        };
+        Ok(if ours { LastSet::Ours(set.revision) } else { LastSet::Ahead(set.epoch) })
     }
 
     fn stream_config(&self) -> Config {
@@ -272,6 +313,7 @@ impl Relay {
             storage: StorageType::File,
             discard: DiscardPolicy::Old,
             allow_direct: true,
+            num_replicas: self.shared.settings.replicas,
             republish: Some(Republish {
                 source: subjects.feed(),
                 destination: subjects.live(),

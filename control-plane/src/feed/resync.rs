@@ -71,5 +71,10 @@ pub(super) async fn reply(shared: &Shared, asked: &ResyncRequest) -> Result<Resy
             sets.push(set.signed);
         }
     }
-    Ok(ResyncReply { epoch: head.epoch.as_bytes().to_vec(), head: head.revision, signed_change_sets: sets })
+    Ok(ResyncReply {
+        epoch: head.epoch.as_bytes().to_vec(),
+        head: head.revision,
+        signed_change_sets: sets,
+        oldest: log::oldest(&shared.store, head.epoch).await?.unwrap_or(head.revision + 1),
+    })
 }

@@ -10,12 +10,12 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::packing::{Pack, pack};
 use super::{Shared, count};
 use crate::store::log::{self, Head, StoredChangeSet};
-use crate::store::{StoreError, Transaction, outbox, transact};
+use crate::store::{StoreError, Transaction, feed_state, outbox, transact};
 
 /// Outbox rows of one transaction.
 const ROWS: u32 = 512;
-/// A full batch: there may be more.
-const ROWS_FULL: usize = ROWS as usize;
+/// Bytes of changes in one transaction, about: what it holds in memory.
+const BYTES: usize = 8 << 20;
 /// How often the outbox is looked at without being asked: what a crash left there.
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -23,9 +23,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut last = Instant::now();
     loop {
         match sequence(&shared).await {
-            Ok(ROWS_FULL) => last = Instant::now(),
-            Ok(number) => {
-                if number > 0 {
+            Ok(Sequenced { more: true, .. }) => last = Instant::now(),
+            Ok(Sequenced { rows, .. }) => {
+                if rows > 0 {
                     last = Instant::now();
                 }
                 // Time is as good a reason to look as a commit.
@@ -41,28 +41,38 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Sequences what is there, up to [`ROWS`]. Returns how many rows that were.
-pub(super) async fn sequence(shared: &Shared) -> Result<usize, StoreError> {
+/// What one transaction has sequenced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sequenced {
+    /// Outbox rows.
+    pub(super) rows: usize,
+    /// Whether there may be more of them.
+    pub(super) more: bool,
+}
+
+/// Sequences what is there, up to [`ROWS`] and [`BYTES`].
+pub(super) async fn sequence(shared: &Shared) -> Result<Sequenced, StoreError> {
     // The lock first: what is committed by then is seen by the statements after it, whoever held the lock before.
-    let (number, before, head) = transact!(RowLocks: shared.store, |transaction| -> Result<(usize, u64, Head), StoreError> {
+    let (done, before, head) = transact!(RowLocks: shared.store, |transaction| -> Result<(Sequenced, u64, Head), StoreError> {
         let mut head = log::locked_head(transaction).await?;
         let before = head.revision;
-        let rows = outbox::unsequenced(transaction, ROWS).await?;
-        let number = rows.len();
-        for pack in pack(rows) {
+        let waiting = outbox::unsequenced(transaction, ROWS, BYTES).await?;
+        let done = Sequenced { rows: waiting.rows.len(), more: waiting.more };
+        for pack in pack(waiting.rows) {
             head = append(shared, transaction, head, pack).await?;
         }
-        Ok((number, before, head))
+        Ok((done, before, head))
     })?;
     for _ in before..head.revision {
         count(&shared.counters.change_sets_sequenced);
     }
     // Without rows too: another replica may have sequenced what somebody here waits for.
     shared.advance(head);
-    Ok(number)
+    Ok(done)
 }
 
-async fn append(
+/// Writes a change set behind `head`, whose lock the caller holds, and puts it in force. Gives the new head.
+pub(super) async fn append(
     shared: &Shared,
     transaction: &mut Transaction,
     head: Head,
@@ -85,6 +95,7 @@ async fn append(
         signed: shared.signer.sign(Domain::ChangeSet, &payload),
     };
     log::append(transaction, &stored, now).await?;
+    feed_state::apply(transaction, &set.changes).await?;
     outbox::mark_sequenced(transaction, &pack.ids, set.epoch, set.revision).await?;
     Ok(Head { epoch: set.epoch, revision: set.revision, digest: stored.digest })
 }

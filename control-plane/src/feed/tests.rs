@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use atm_core::id::{Id, IdKind};
-use atm_core::revocation::Bucket;
+use atm_core::revocation::{Bucket, Part, SetDigest};
 use atm_core::time::UnixMillis;
 use atm_proto::change::{Change, ChangeSet};
 use atm_proto::report::ResyncRequest;
@@ -28,21 +28,37 @@ impl Fixture {
         Self::start_in(tempfile::tempdir().unwrap(), "nats://127.0.0.1:1").await
     }
 
+    /// As [`Self::start`], with other settings of snapshots.
+    async fn start_with(change: impl FnOnce(&mut SnapshotSettings)) -> Self {
+        Self::start_changed(tempfile::tempdir().unwrap(), "nats://127.0.0.1:1", change).await
+    }
+
     async fn start_in(dir: TempDir, url: &str) -> Self {
+        Self::start_changed(dir, url, |_| {}).await
+    }
+
+    async fn start_changed(dir: TempDir, url: &str, change: impl FnOnce(&mut SnapshotSettings)) -> Self {
         let store = Store::open_embedded(&dir.path().join("atm.db")).await.unwrap();
         let clock = Arc::new(IssueClock::start(store.clone()).await.unwrap());
-        let settings = FeedSettings {
-            realm_group: "test".into(),
-            nats_url: url.into(),
-            nats_access: atm_nats::NatsAccess::default(),
-            linger: Duration::from_millis(5),
-            heartbeat: Duration::from_millis(100),
-        };
+        let mut settings = settings(dir.path(), url);
+        change(&mut settings.snapshots);
         let shutdown = CancellationToken::new();
         let signer = FeedSigner::from_seed(&[7; 32]).unwrap();
         let (feed, tasks) =
             Feed::start(store.clone(), Arc::clone(&clock), signer, settings, shutdown.clone()).await.unwrap();
         Self { dir, store, clock, feed, shutdown, tasks }
+    }
+
+    /// Another sequencer over the same store, with the same key.
+    async fn beside(&self) -> (FeedHandle, JoinSet<()>) {
+        self.start_signer(FeedSigner::from_seed(&[7; 32]).unwrap()).await.unwrap()
+    }
+
+    /// Another process over the same store, with another key.
+    async fn start_signer(&self, signer: FeedSigner) -> Result<(FeedHandle, JoinSet<()>), FeedError> {
+        let settings = settings(self.dir.path(), "nats://127.0.0.1:1");
+        Feed::start(self.store.clone(), Arc::clone(&self.clock), signer, settings, self.shutdown.clone())
+            .await
     }
 
     /// Stops everything and keeps the directory.
@@ -72,6 +88,25 @@ impl Fixture {
             .iter()
             .map(|set| ChangeSet::decode(&trusted.verify(Domain::ChangeSet, &set.signed).unwrap()).unwrap())
             .collect()
+    }
+}
+
+fn settings(directory: &Path, url: &str) -> FeedSettings {
+    FeedSettings {
+        realm_group: "test".into(),
+        nats_url: url.into(),
+        nats_access: atm_nats::NatsAccess::default(),
+        linger: Duration::from_millis(5),
+        heartbeat: Duration::from_millis(100),
+        replicas: 1,
+        snapshots: SnapshotSettings {
+            directory: directory.join("snapshots"),
+            revisions: 1_000,
+            bytes: 1 << 30,
+            interval: Duration::from_hours(1),
+            keep: Duration::from_hours(1),
+            serve: false,
+        },
     }
 }
 
@@ -158,25 +193,42 @@ async fn a_resync_reply_is_bounded_and_starts_anew_in_another_epoch() {
     assert_eq!(reply.signed_change_sets[0], first[0].signed);
 }
 
+/// A bucket that is not over.
+const LATER: Bucket = Bucket(2_000_000);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_epoch_holds_everything_that_is_in_force() {
     let fixture = Fixture::start().await;
     let before = fixture.feed.position().epoch;
     let mut transaction = fixture.store.begin().await.unwrap();
     let id = Id::from_bytes([1; 16]);
-    crate::store::enforcement::add_tokens(&mut transaction, Bucket(4), &[id]).await.unwrap();
     let marks = [(id, UnixMillis(5))];
-    crate::store::enforcement::raise_watermarks(&mut transaction, IdKind::Client, &marks).await.unwrap();
+    let state = [
+        Change::RevokedTokens { bucket: LATER, ids: vec![id] },
+        Change::Watermarks { kind: IdKind::Client, entries: marks.to_vec() },
+    ];
+    feed_state::apply(&mut transaction, &state).await.unwrap();
     transaction.commit().await.unwrap();
     epoch::begin(&fixture.feed.0, before).await.unwrap();
-    let mut position = fixture.feed.0.position.subscribe();
-    position.wait_for(|position| position.epoch != before && position.revision == 1).await.unwrap();
-    let sets = fixture.sets().await;
-    let [Change::Watermarks { entries, .. }, Change::RevokedTokens { bucket, ids }] = &sets[0].changes[..]
-    else {
-        panic!("{sets:?}");
-    };
-    assert_eq!((&entries[..], *bucket, &ids[..]), (&marks[..], Bucket(4), &[id][..]));
+    let position = fixture.feed.position();
+    assert_ne!(position.epoch, before);
+    // Revision 1 is the snapshot alone: whoever has the log alone has nothing.
+    assert_eq!(log::oldest(&fixture.store, position.epoch).await.unwrap(), Some(2));
+    let stored = feed_state::snapshots(&fixture.store, position.epoch).await.unwrap();
+    let trusted = TrustedFeedKeys::new(vec![fixture.feed.public_key()]);
+    let payload = trusted.verify(Domain::SnapshotManifest, &stored[0].manifest).unwrap();
+    let manifest = atm_proto::snapshot::Manifest::decode(&payload).unwrap();
+    assert_eq!((stored.len(), manifest.epoch, manifest.revision), (1, position.epoch, 1));
+    let mut digests = atm_proto::digests::StateDigests::default();
+    let mut mark = SetDigest::EMPTY;
+    mark.add_watermark(&id, UnixMillis(5));
+    digests.join(Part::Tokens(LATER), SetDigest::of_tokens([&id]));
+    digests.join(Part::Watermarks(IdKind::Client), mark);
+    assert_eq!(manifest.state_digest, digests.root(manifest.oldest_bucket));
+    // The next one goes on from it.
+    assert_eq!(fixture.change(7).await, position.revision + 1);
+    assert_eq!(fixture.sets().await[0].previous_digest, manifest.digest);
 }
 
+mod state;
 mod with_nats;

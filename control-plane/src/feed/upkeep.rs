@@ -16,6 +16,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 const PURGE_EVERY: u32 = 60;
 /// Rows of one purging transaction, so that none holds the write lock for long.
 const ROWS: u32 = 2_000;
+/// Buckets are purged so long after they are over: another process, whose clock is behind, still counts them in its heartbeats.
+const PURGE_BEHIND_MS: i64 = 2 * 60 * 1000;
 /// How long a sequenced outbox row is kept for whoever waits for its revision.
 const OUTBOX_KEPT_MS: i64 = 10 * 60 * 1000;
 
@@ -52,8 +54,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
 async fn purge(shared: &Shared) -> Result<bool, StoreError> {
     let now = shared.clock.wall();
     let rows = outbox::purge(&shared.store, UnixMillis(now.0 - OUTBOX_KEPT_MS), ROWS).await?;
-    let oldest = Bucket::oldest_alive(now);
+    let oldest = Bucket::oldest_alive(UnixMillis(now.0 - PURGE_BEHIND_MS));
     let tokens = enforcement::purge_tokens(&shared.store, oldest, ROWS).await?;
+    enforcement::purge_ended_scopes(&shared.store).await?;
     let used = single_use::purge(&shared.store, now, ROWS).await?;
     let opaque = opaque_tokens::purge(&shared.store, UnixMillis(now.0 - OPAQUE_KEPT_MS), ROWS).await?;
     let sessions = sessions::purge(&shared.store, UnixMillis(now.0 - SESSIONS_KEPT_MS), ROWS).await?;

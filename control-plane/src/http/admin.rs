@@ -187,7 +187,9 @@ fn fleet_routes() -> Router<Shared> {
     Router::new()
         .route("/admin/v1/openapi.json", get(openapi::show))
         .route("/admin/v1/fleet", get(fleet::show))
+        .route("/admin/v1/fleet/scrub", post(fleet::scrub))
         .route("/admin/v1/feed", get(feed::show))
+        .route("/admin/v1/feed/keys", post(feed::change_keys))
 }
 
 /// A JSON body; what cannot be read is a problem.

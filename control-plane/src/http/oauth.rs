@@ -68,9 +68,11 @@ pub fn router(services: Shared) -> Router {
             )
         }
     };
+    let snapshots = if services.feed.serves_snapshots() { super::snapshots::router() } else { Router::new() };
     let router = Router::new()
         .merge(others)
         .merge(requests)
+        .merge(endpoint(Endpoint::Snapshots, snapshots))
         .merge(endpoint(Endpoint::Discovery, discovery))
         .route("/healthz", get(health::healthz));
     enclosed(router, services)

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::assertions::RulesError;
 use crate::audit::AuditError;
-use crate::feed::FeedError;
+use crate::feed::{FeedError, RotationError};
 use crate::issuance::IssuanceError;
 use crate::issuers::IssuersError;
 use crate::keys::KeysError;
@@ -126,12 +126,26 @@ impl From<StoreError> for Problem {
     }
 }
 
+impl From<RotationError> for Problem {
+    fn from(error: RotationError) -> Self {
+        match error {
+            RotationError::Refused(why) => Self::field("key", why),
+            RotationError::Store(StoreError::Exists) => Self::new(
+                StatusCode::CONFLICT,
+                "another process handed the trust over just now; look, and try again",
+            ),
+            RotationError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<FeedError> for Problem {
     fn from(error: FeedError) -> Self {
         match error {
-            FeedError::NotSequenced => Self::unavailable(error.to_string()),
+            FeedError::NotSequenced | FeedError::Epoch(_) => Self::unavailable(error.to_string()),
             FeedError::Store(error) => error.into(),
-            FeedError::RealmGroup(_) | FeedError::Connection { .. } => Self::internal(&error),
+            FeedError::Connection { problem, .. } => Self::new(StatusCode::CONFLICT, problem),
+            FeedError::RealmGroup(_) | FeedError::UntrustedKey(_) => Self::internal(&error),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! What is revoked: the records that operators list, and the ids that are enforced.
 
+use std::collections::HashMap;
+
 use atm_core::id::{Id, IdKind};
 use atm_core::revocation::Bucket;
 use atm_core::time::UnixMillis;
 
-use super::{Row, Store, StoreError, Transaction, corrupt, from_sql, query, to_sql};
+use super::{Row, Store, StoreError, Transaction, corrupt, from_sql, query, to_sql, transact};
 use crate::revocation::{RevocationFilter, RevocationRecord};
 
 /// Rows of one statement; SQLite binds 32,766 parameters at most.
@@ -76,41 +78,105 @@ pub(crate) async fn list(
     .collect()
 }
 
-/// Adds tokens of one bucket; those already there stay.
+/// Adds tokens of one bucket. Returns those that were not there.
 pub(crate) async fn add_tokens(
     transaction: &mut Transaction,
     bucket: Bucket,
     ids: &[Id],
-) -> Result<(), StoreError> {
+) -> Result<Vec<Id>, StoreError> {
+    let mut added = Vec::new();
     for chunk in ids.chunks(ROWS) {
-        query::insert(
+        let rows = query::insert(
             "INSERT INTO revoked_tokens (bucket, id)",
             chunk.iter().map(|id| [bucket.0.into(), id.as_bytes().into()]),
-            "ON CONFLICT (bucket, id) DO NOTHING",
+            "ON CONFLICT (bucket, id) DO NOTHING RETURNING id",
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        for row in &rows {
+            added.push(id_from(row)?);
+        }
+    }
+    Ok(added)
+}
+
+/// A register that has risen: its id, the instant before, and the instant now.
+pub(crate) type Risen = (Id, Option<UnixMillis>, UnixMillis);
+
+/// Raises registers, each named once; never lowers one. Returns those that have risen. Only for whoever holds the head's
+/// lock: what is read here must not change before it is written.
+pub(crate) async fn raise_watermarks(
+    transaction: &mut Transaction,
+    kind: IdKind,
+    entries: &[(Id, UnixMillis)],
+) -> Result<Vec<Risen>, StoreError> {
+    let mut risen = Vec::new();
+    for chunk in entries.chunks(ROWS) {
+        let known = known_watermarks(transaction, kind, chunk).await?;
+        let higher: Vec<Risen> = chunk
+            .iter()
+            .map(|(id, instant)| (*id, known.get(id).copied(), *instant))
+            .filter(|(_, before, now)| before.is_none_or(|before| before < *now))
+            .collect();
+        if higher.is_empty() {
+            continue;
+        }
+        query::insert(
+            "INSERT INTO watermarks (kind, id, not_after)",
+            higher.iter().map(|(id, _, now)| [(kind as i64).into(), id.as_bytes().into(), now.0.into()]),
+            "ON CONFLICT (kind, id) DO UPDATE SET not_after = excluded.not_after \
+             WHERE watermarks.not_after < excluded.not_after",
         )
         .execute(transaction)
         .await?;
+        risen.extend(higher);
     }
-    Ok(())
+    Ok(risen)
 }
 
-/// Raises registers; never lowers one.
-pub(crate) async fn raise_watermarks(
+/// Ends scopes here ahead of the feed: what they cover is refused by this store from the commit on. Their watermarks follow
+/// through the log, which alone decides what the feed's state is.
+pub(crate) async fn end_scopes(
     transaction: &mut Transaction,
     kind: IdKind,
     entries: &[(Id, UnixMillis)],
 ) -> Result<(), StoreError> {
     for chunk in entries.chunks(ROWS) {
         query::insert(
-            "INSERT INTO watermarks (kind, id, not_after)",
+            "INSERT INTO ended_scopes (kind, id, not_after)",
             chunk.iter().map(|(id, instant)| [(kind as i64).into(), id.as_bytes().into(), instant.0.into()]),
             "ON CONFLICT (kind, id) DO UPDATE SET not_after = excluded.not_after \
-             WHERE watermarks.not_after < excluded.not_after",
+             WHERE ended_scopes.not_after < excluded.not_after",
         )
-        .execute(transaction)
+        .execute(&mut *transaction)
         .await?;
     }
     Ok(())
+}
+
+/// Forgets ended scopes whose watermarks have come through the log.
+pub(crate) async fn purge_ended_scopes(store: &Store) -> Result<u64, StoreError> {
+    query(
+        "DELETE FROM ended_scopes WHERE EXISTS (SELECT 1 FROM watermarks WHERE watermarks.kind = ended_scopes.kind \
+         AND watermarks.id = ended_scopes.id AND watermarks.not_after >= ended_scopes.not_after)",
+    )
+    .execute_alone(store)
+    .await
+}
+
+async fn known_watermarks(
+    transaction: &mut Transaction,
+    kind: IdKind,
+    entries: &[(Id, UnixMillis)],
+) -> Result<HashMap<Id, UnixMillis>, StoreError> {
+    let list = query::placeholders(2, entries.len());
+    let text = format!("SELECT id, not_after FROM watermarks WHERE kind = $1 AND id IN {list}");
+    let mut select = query(sqlx::AssertSqlSafe(text)).bind(kind as i64);
+    for (id, _) in entries {
+        select = select.bind(id.as_bytes());
+    }
+    let rows = select.fetch_all(transaction).await?;
+    rows.iter().map(|row| Ok((id_from(row)?, UnixMillis(row.get("not_after")?)))).collect()
 }
 
 /// Whether one of `tokens` is revoked, in its own bucket or in the one of unknown expiries, or one of `scopes` by a watermark
@@ -132,8 +198,9 @@ pub(crate) async fn is_revoked(
     for (kind, _) in scopes {
         let covers = if *kind == IdKind::Key { "" } else { " AND not_after >= $1" };
         let kind = *kind as i64;
-        conditions
-            .push(format!("EXISTS (SELECT 1 FROM watermarks WHERE kind = {kind} AND id = ${next}{covers})"));
+        conditions.push(format!(
+            "EXISTS (SELECT 1 FROM enforced_watermarks WHERE kind = {kind} AND id = ${next}{covers})"
+        ));
         next += 1;
     }
     let sql = format!("SELECT 1 WHERE {}", conditions.join(" OR "));
@@ -147,17 +214,21 @@ pub(crate) async fn is_revoked(
     Ok(look.fetch_optional(store).await?.is_some())
 }
 
-/// Forgets tokens of buckets before `before` (not the unknown one), at most `limit`. Returns how many went.
+/// Forgets tokens of buckets before `before` (not the unknown one), at most `limit`, and the digests of all of them. Returns how
+/// many tokens went.
 pub(crate) async fn purge_tokens(store: &Store, before: Bucket, limit: u32) -> Result<u64, StoreError> {
-    query(
-        "DELETE FROM revoked_tokens WHERE (bucket, id) IN \
-         (SELECT bucket, id FROM revoked_tokens WHERE bucket > $1 AND bucket < $2 LIMIT $3)",
-    )
-    .bind(Bucket::UNKNOWN.0)
-    .bind(before.0)
-    .bind(limit)
-    .execute_alone(store)
-    .await
+    transact!(RowLocks: store, |transaction| -> Result<u64, StoreError> {
+        super::feed_state::forget_buckets(transaction, before).await?;
+        query(
+            "DELETE FROM revoked_tokens WHERE (bucket, id) IN \
+             (SELECT bucket, id FROM revoked_tokens WHERE bucket > $1 AND bucket < $2 LIMIT $3)",
+        )
+        .bind(Bucket::UNKNOWN.0)
+        .bind(before.0)
+        .bind(limit)
+        .execute(transaction)
+        .await
+    })
 }
 
 /// Enforced tokens after `(bucket, id)` in ascending order, at most `limit`: the pages of a whole copy.
@@ -182,18 +253,38 @@ pub(crate) async fn tokens_after(
         .collect()
 }
 
-/// All registers of one kind.
-pub(crate) async fn watermarks_of(
+/// Enforced tokens of one bucket after `after` in ascending order, at most `limit`.
+pub(crate) async fn bucket_after(
+    transaction: &mut Transaction,
+    bucket: Bucket,
+    after: Option<Id>,
+    limit: u32,
+) -> Result<Vec<Id>, StoreError> {
+    let after = after.map_or(vec![], |id| id.as_bytes().to_vec());
+    let rows = query("SELECT id FROM revoked_tokens WHERE bucket = $1 AND id > $2 ORDER BY id LIMIT $3")
+        .bind(bucket.0)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(transaction)
+        .await?;
+    rows.iter().map(id_from).collect()
+}
+
+/// Registers of one kind after `after` in ascending order, at most `limit`.
+pub(crate) async fn watermarks_after(
     transaction: &mut Transaction,
     kind: IdKind,
+    after: Option<Id>,
+    limit: u32,
 ) -> Result<Vec<(Id, UnixMillis)>, StoreError> {
-    query("SELECT id, not_after FROM watermarks WHERE kind = $1 ORDER BY id")
+    let after = after.map_or(vec![], |id| id.as_bytes().to_vec());
+    let rows = query("SELECT id, not_after FROM watermarks WHERE kind = $1 AND id > $2 ORDER BY id LIMIT $3")
         .bind(kind as i64)
-        .fetch_all(&mut *transaction)
-        .await?
-        .iter()
-        .map(|row| Ok((id_from(row)?, UnixMillis(row.get("not_after")?))))
-        .collect()
+        .bind(after)
+        .bind(limit)
+        .fetch_all(transaction)
+        .await?;
+    rows.iter().map(|row| Ok((id_from(row)?, UnixMillis(row.get("not_after")?)))).collect()
 }
 
 fn id_from(row: &Row) -> Result<Id, StoreError> {

@@ -1,8 +1,11 @@
 //! The feed's head and its stored change sets.
 
 use atm_core::time::UnixMillis;
-use atm_proto::change::{Digest, Epoch};
+use atm_proto::change::{Change, ChangeSet, Digest, Epoch};
+use atm_proto::wire::Signed;
+use prost::Message;
 
+use super::query::Reader;
 use super::{Row, Store, StoreError, Transaction, corrupt, from_sql, query, to_sql};
 
 /// How far the log has come.
@@ -24,6 +27,15 @@ pub(crate) struct StoredChangeSet {
     pub(crate) signed: Vec<u8>,
 }
 
+impl StoredChangeSet {
+    /// What it changes. For what this store signed itself: the signature is not verified again.
+    pub(crate) fn changes(&self) -> Result<Vec<Change>, StoreError> {
+        let envelope = Signed::decode(&self.signed[..]).map_err(|error| corrupt("change set", error))?;
+        let set = ChangeSet::decode(&envelope.payload).map_err(|error| corrupt("change set", error))?;
+        Ok(set.changes)
+    }
+}
+
 const SELECT_HEAD: &str = "SELECT epoch, revision, digest FROM feed_head WHERE only_row = 1";
 
 /// Starts the first epoch in a new store.
@@ -39,8 +51,8 @@ pub(crate) async fn ensure_head(store: &Store) -> Result<(), StoreError> {
     Ok(())
 }
 
-pub(crate) async fn head(store: &Store) -> Result<Head, StoreError> {
-    head_from(&query(SELECT_HEAD).fetch_one(store).await?)
+pub(crate) async fn head<'e>(from: impl Into<Reader<'e>>) -> Result<Head, StoreError> {
+    head_from(&query(SELECT_HEAD).fetch_one(from).await?)
 }
 
 /// The head, whose lock makes a transaction the only one that appends.
@@ -72,16 +84,19 @@ pub(crate) async fn append(
     Ok(())
 }
 
-/// Puts the head at the beginning of a new epoch. Sets of earlier epochs go: no reader may be sent them again.
-pub(crate) async fn begin_epoch(transaction: &mut Transaction) -> Result<Epoch, StoreError> {
+/// Puts the head at the beginning of a new epoch: at revision 1, of which there is no change set, only a snapshot. Sets of
+/// earlier epochs go: no reader may be sent them again.
+pub(crate) async fn begin_epoch(transaction: &mut Transaction) -> Result<Head, StoreError> {
     let epoch = random_epoch()?;
-    query("UPDATE feed_head SET epoch = $1, revision = 0, digest = $2 WHERE only_row = 1")
+    let head = Head { epoch, revision: 1, digest: Digest::of(epoch.as_bytes()) };
+    query("UPDATE feed_head SET epoch = $1, revision = $2, digest = $3 WHERE only_row = 1")
         .bind(epoch.as_bytes())
-        .bind(Digest::ZERO.as_bytes())
+        .bind(to_sql(head.revision))
+        .bind(head.digest.as_bytes())
         .execute(transaction)
         .await?;
     query("DELETE FROM change_sets WHERE epoch <> $1").bind(epoch.as_bytes()).execute(transaction).await?;
-    Ok(epoch)
+    Ok(head)
 }
 
 /// Whether the store was restored from a backup, and its log has not begun anew yet.
@@ -119,6 +134,53 @@ pub(crate) async fn sets_from(
         })
     })
     .collect()
+}
+
+/// The oldest set of the epoch that is kept; none for an empty log.
+pub(crate) async fn oldest(store: &Store, epoch: Epoch) -> Result<Option<u64>, StoreError> {
+    let row = query("SELECT MIN(revision) AS oldest FROM change_sets WHERE epoch = $1")
+        .bind(epoch.as_bytes())
+        .fetch_one(store)
+        .await?;
+    let oldest: Option<i64> = row.get("oldest")?;
+    oldest.map(|revision| from_sql("revision", revision)).transpose()
+}
+
+/// Forgets sets of the epoch up to `revision` that are older than `before`, at most `limit` and the oldest first. Returns
+/// how many went.
+pub(crate) async fn prune(
+    store: &Store,
+    epoch: Epoch,
+    revision: u64,
+    before: UnixMillis,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    // Contiguous from the oldest on, whatever clocks wrote as their times.
+    query(
+        "DELETE FROM change_sets WHERE epoch = $1 AND revision IN \
+         (SELECT revision FROM change_sets WHERE epoch = $1 AND revision <= $2 AND revision < COALESCE( \
+         (SELECT MIN(revision) FROM change_sets WHERE epoch = $1 AND created_at >= $3), $2 + 1) \
+         ORDER BY revision LIMIT $4)",
+    )
+    .bind(epoch.as_bytes())
+    .bind(to_sql(revision))
+    .bind(before.0)
+    .bind(limit)
+    .execute_alone(store)
+    .await
+}
+
+/// How many bytes of sets there are after `revision`.
+pub(crate) async fn bytes_after(store: &Store, epoch: Epoch, revision: u64) -> Result<u64, StoreError> {
+    let row = query(
+        "SELECT CAST(COALESCE(SUM(LENGTH(signed)), 0) AS BIGINT) AS bytes FROM change_sets \
+         WHERE epoch = $1 AND revision > $2",
+    )
+    .bind(epoch.as_bytes())
+    .bind(to_sql(revision))
+    .fetch_one(store)
+    .await?;
+    from_sql("bytes", row.get("bytes")?)
 }
 
 fn head_from(row: &Row) -> Result<Head, StoreError> {

@@ -1,13 +1,17 @@
 //! Committed changes on their way into the log.
 
+use std::collections::HashSet;
+
 use atm_core::time::UnixMillis;
 use atm_proto::change::{Change, ChangeSet, Digest, Epoch};
 
-use super::{Store, StoreError, Transaction, corrupt, from_sql, query, to_sql};
+use super::{Row, Store, StoreError, Transaction, corrupt, from_sql, query, to_sql};
 use crate::secret;
 
 /// Rows of one statement; a row can have 400 KB.
 const ROWS_A_STATEMENT: usize = 64;
+/// Rows that are read without asking first how large they are: as a rule there are fewer.
+const UNMEASURED: u32 = 32;
 /// The position of changes whose order does not matter.
 const COMMUTING: i64 = 0;
 
@@ -33,6 +37,15 @@ pub(crate) struct Unsequenced {
     pub(crate) change: Change,
     /// Bytes that it takes in a change set, within a few.
     pub(crate) size: usize,
+}
+
+/// What waits for its revision.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    /// As much as one transaction takes.
+    pub(crate) rows: Vec<Unsequenced>,
+    /// Whether there may be more.
+    pub(crate) more: bool,
 }
 
 /// Adds `change` to the transaction that makes it true.
@@ -82,27 +95,78 @@ async fn next_position(transaction: &mut Transaction) -> Result<i64, StoreError>
         .get("position")
 }
 
-/// Unsequenced changes, the numbered ones first and in order, at most `limit` rows. Under the head's lock, that is all of
-/// what is committed: there is no cursor that a row which commits late could fall behind.
+/// Unsequenced changes, the numbered ones first and in order, at most `limit` rows of about `bytes`. Under the head's lock
+/// that is all of what is committed: there is no cursor that a row which commits late could fall behind.
 pub(crate) async fn unsequenced(
     transaction: &mut Transaction,
     limit: u32,
-) -> Result<Vec<Unsequenced>, StoreError> {
+    bytes: usize,
+) -> Result<Waiting, StoreError> {
     const NUMBERED: &str = "SELECT id, change FROM outbox WHERE revision IS NULL AND position > 0 \
                             ORDER BY position LIMIT $1";
     const OTHERS: &str = "SELECT id, change FROM outbox WHERE revision IS NULL AND position = 0 \
                           ORDER BY created_at LIMIT $1";
-    let mut rows = query(NUMBERED).bind(limit).fetch_all(&mut *transaction).await?;
-    let rest = i64::from(limit) - i64::try_from(rows.len()).unwrap_or(i64::MAX);
-    if rest > 0 {
-        rows.extend(query(OTHERS).bind(rest).fetch_all(transaction).await?);
+    let first = UNMEASURED.min(limit);
+    let numbered = query(NUMBERED).bind(first).fetch_all(&mut *transaction).await?;
+    let rest = limit - u32::try_from(numbered.len()).unwrap_or(limit).min(limit);
+    let mut more = numbered.len() == first as usize;
+    let mut rows = numbered.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    if rest == 0 {
+        return Ok(Waiting { rows, more });
     }
-    rows.iter()
-        .map(|row| {
-            let bytes: Vec<u8> = row.get("change")?;
-            Ok(Unsequenced { id: row.get("id")?, size: bytes.len(), change: decode(&bytes)? })
-        })
-        .collect()
+    let first = UNMEASURED.min(rest);
+    let others = query(OTHERS).bind(first).fetch_all(&mut *transaction).await?;
+    let full = others.len() == first as usize;
+    rows.extend(others.iter().map(read).collect::<Result<Vec<_>, _>>()?);
+    if full {
+        more |= extend(transaction, &mut rows, rest, bytes).await?;
+    }
+    Ok(Waiting { rows, more })
+}
+
+/// Adds further rows whose order does not matter, until there are `limit` of these or all rows have `bytes`. Whether there may be
+/// more.
+async fn extend(
+    transaction: &mut Transaction,
+    rows: &mut Vec<Unsequenced>,
+    limit: u32,
+    bytes: usize,
+) -> Result<bool, StoreError> {
+    const SIZES: &str = "SELECT id, CAST(LENGTH(change) AS BIGINT) AS size FROM outbox \
+                         WHERE revision IS NULL AND position = 0 ORDER BY created_at LIMIT $1";
+    let sizes = query(SIZES).bind(limit).fetch_all(&mut *transaction).await?;
+    let mut more = sizes.len() == limit as usize;
+    let mut sum: usize = rows.iter().map(|row| row.size).sum();
+    let mut wanted: Vec<String> = Vec::new();
+    let known: HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+    for row in &sizes {
+        let id: String = row.get("id")?;
+        if known.contains(id.as_str()) {
+            continue;
+        }
+        sum += usize::try_from(row.get::<i64>("size")?).unwrap_or(usize::MAX);
+        if sum > bytes {
+            more = true;
+            break;
+        }
+        wanted.push(id);
+    }
+    for chunk in wanted.chunks(500) {
+        let text =
+            format!("SELECT id, change FROM outbox WHERE id IN {}", query::placeholders(1, chunk.len()));
+        let mut select = query(sqlx::AssertSqlSafe(text));
+        for id in chunk {
+            select = select.bind(id);
+        }
+        let found = select.fetch_all(&mut *transaction).await?;
+        rows.extend(found.iter().map(read).collect::<Result<Vec<_>, _>>()?);
+    }
+    Ok(more)
+}
+
+fn read(row: &Row) -> Result<Unsequenced, StoreError> {
+    let bytes: Vec<u8> = row.get("change")?;
+    Ok(Unsequenced { id: row.get("id")?, size: bytes.len(), change: decode(&bytes)? })
 }
 
 /// Notes that the changes `ids` are in the set `revision`, and lets go of their bytes.

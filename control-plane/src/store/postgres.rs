@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::Executor;
-use sqlx::PgPool;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::{Executor, PgConnection, PgPool};
 use zeroize::Zeroizing;
+
+use super::query::{Query, Row};
 
 /// A connection that has been idle for so long is asked whether it lives before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
@@ -89,19 +91,78 @@ impl Postgres {
             .connect_with(options(settings)?)
             .await?;
         // A server that answers nothing is found out a little after one that answers too late.
-        Ok(Self { pool, limit: settings.statement_timeout + settings.acquire_timeout })
+        Ok(Self { pool, limit: settings.statement_timeout + Duration::from_millis(500) })
     }
 
-    pub(super) async fn bounded<T>(
-        &self,
-        operation: impl Future<Output = Result<T, sqlx::Error>>,
-    ) -> Result<T, sqlx::Error> {
-        bounded(self.limit, operation).await
+    /// A connection for one statement or one transaction.
+    pub(super) async fn lease(&self) -> Result<Lease, sqlx::Error> {
+        Ok(Lease { connection: Some(self.pool.acquire().await?), limit: self.limit })
+    }
+
+    pub(super) async fn execute(&self, query: Query<'_>) -> Result<u64, sqlx::Error> {
+        let mut lease = self.lease().await?;
+        let outcome = lease.execute(query).await;
+        lease.end_after(&outcome);
+        outcome
+    }
+
+    pub(super) async fn fetch_all(&self, query: Query<'_>) -> Result<Vec<Row>, sqlx::Error> {
+        let mut lease = self.lease().await?;
+        let outcome = lease.fetch_all(query).await;
+        lease.end_after(&outcome);
+        outcome
+    }
+}
+
+/// A connection out of the pool. One that is dropped in the middle of something is closed and not given back: what it was
+/// asked may never be answered, and the server ends its transaction.
+pub(super) struct Lease {
+    /// None once it was given back.
+    connection: Option<PoolConnection<sqlx::Postgres>>,
+    limit: Duration,
+}
+
+impl Lease {
+    pub(super) async fn execute(&mut self, query: Query<'_>) -> Result<u64, sqlx::Error> {
+        let (connection, limit) = self.parts()?;
+        Ok(bounded(limit, query.for_postgres().execute(connection)).await?.rows_affected())
+    }
+
+    pub(super) async fn fetch_all(&mut self, query: Query<'_>) -> Result<Vec<Row>, sqlx::Error> {
+        let (connection, limit) = self.parts()?;
+        Ok(Row::postgres(bounded(limit, query.for_postgres().fetch_all(connection)).await?))
+    }
+
+    /// `BEGIN`, `COMMIT` and the like.
+    pub(super) async fn command(&mut self, text: &'static str) -> Result<(), sqlx::Error> {
+        let (connection, limit) = self.parts()?;
+        bounded(limit, connection.execute(text)).await.map(drop)
+    }
+
+    /// Gives the connection back, if `outcome` says that the server has answered.
+    pub(super) fn end_after<T>(mut self, outcome: &Result<T, sqlx::Error>) {
+        if matches!(outcome, Ok(_) | Err(sqlx::Error::Database(_))) {
+            drop(self.connection.take());
+        }
+    }
+
+    fn parts(&mut self) -> Result<(&mut PgConnection, Duration), sqlx::Error> {
+        // A lease ends by value, so the connection is there.
+        let connection = self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)?;
+        Ok((connection, self.limit))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            drop(connection.detach());
+        }
     }
 }
 
 /// A host that has vanished answers nothing, not even with an error.
-pub(super) async fn bounded<T>(
+async fn bounded<T>(
     limit: Duration,
     operation: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {

@@ -17,6 +17,33 @@ pub(crate) enum Argument<'q> {
     Bytes(Option<Cow<'q, [u8]>>),
 }
 
+#[cfg(test)]
+impl Argument<'_> {
+    fn into_owned(self) -> Argument<'static> {
+        match self {
+            Self::Integer(value) => Argument::Integer(value),
+            Self::Text(value) => Argument::Text(value.map(|text| Cow::Owned(text.into_owned()))),
+            Self::Bytes(value) => Argument::Bytes(value.map(|bytes| Cow::Owned(bytes.into_owned()))),
+        }
+    }
+}
+
+#[cfg(test)]
+tokio::task_local! {
+    static RECORDED: std::sync::Mutex<Vec<Query<'static>>>;
+}
+
+/// Every statement that `work` runs in its own task.
+#[cfg(test)]
+pub(crate) async fn recorded(work: impl Future<Output = ()>) -> Vec<Query<'static>> {
+    RECORDED
+        .scope(std::sync::Mutex::default(), async {
+            work.await;
+            RECORDED.with(|recorded| std::mem::take(&mut *recorded.lock().unwrap()))
+        })
+        .await
+}
+
 /// `$type => $variant($value)`, and the same for an optional one.
 macro_rules! arguments {
     ($($type:ty => |$value:ident| $variant:ident($converted:expr)),+ $(,)?) => {$(
@@ -158,7 +185,33 @@ impl<'q> Query<'q> {
         self.fetch_optional(from).await?.ok_or(StoreError::Unavailable(sqlx::Error::RowNotFound))
     }
 
+    /// The same statement, explained instead of run.
+    #[cfg(test)]
+    pub(crate) fn explained(mut self, how: &str) -> Self {
+        self.sql = sqlx::AssertSqlSafe(format!("{how} {}", self.sql.as_str())).into_sql_str();
+        self
+    }
+
+    /// The text.
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &str {
+        self.sql.as_str()
+    }
+
+    /// Is noted by [`recorded`].
+    fn note(&self) {
+        #[cfg(test)]
+        let _ = RECORDED.try_with(|recorded| {
+            let owned = self.arguments.iter().map(Argument::clone).map(Argument::into_owned).collect();
+            let query = Query { sql: self.sql.clone(), arguments: owned, locks: self.locks };
+            recorded.lock().unwrap().push(query);
+        });
+        #[cfg(not(test))]
+        let _ = self;
+    }
+
     pub(super) fn for_sqlite(self) -> sqlx::query::Query<'static, Sqlite, SqliteArguments> {
+        self.note();
         let mut query = sqlx::query(self.sql);
         for argument in self.arguments {
             query = match argument {
@@ -171,6 +224,7 @@ impl<'q> Query<'q> {
     }
 
     pub(super) fn for_postgres(self) -> sqlx::query::Query<'static, Postgres, PgArguments> {
+        self.note();
         let sql = if self.locks {
             sqlx::AssertSqlSafe(format!("{} FOR UPDATE", self.sql.as_str())).into_sql_str()
         } else {
@@ -192,9 +246,7 @@ impl Store {
     async fn fetch_all(&self, query: Query<'_>) -> Result<Vec<Row>, StoreError> {
         let rows = match &self.0.engine {
             Engine::Sqlite(sqlite) => Row::sqlite(query.for_sqlite().fetch_all(&sqlite.readers).await?),
-            Engine::Postgres(postgres) => {
-                Row::postgres(postgres.bounded(query.for_postgres().fetch_all(&postgres.pool)).await?)
-            }
+            Engine::Postgres(postgres) => postgres.fetch_all(query).await?,
         };
         Ok(rows)
     }

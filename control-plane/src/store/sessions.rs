@@ -12,7 +12,7 @@ use crate::sessions::{Session, SessionDetails, SessionStatus};
 macro_rules! not_revoked {
     ($a:literal, $b:literal, $c:literal, $d:literal) => {
         concat!(
-            "NOT EXISTS (SELECT 1 FROM watermarks WHERE not_after >= sessions.opened_at AND (",
+            "NOT EXISTS (SELECT 1 FROM enforced_watermarks WHERE not_after >= sessions.opened_at AND (",
             "(kind = 1 AND id = ",
             $a,
             ") OR (kind = 2 AND id = sessions.subject_id) OR ",

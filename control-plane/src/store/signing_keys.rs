@@ -71,16 +71,6 @@ pub(crate) async fn locked(
     rows.iter().map(key_from).collect()
 }
 
-/// Issuers that have keys.
-pub(crate) async fn issuers(transaction: &mut Transaction) -> Result<Vec<String>, StoreError> {
-    query("SELECT DISTINCT issuer FROM signing_keys ORDER BY issuer")
-        .fetch_all(transaction)
-        .await?
-        .iter()
-        .map(|row| row.get("issuer"))
-        .collect()
-}
-
 /// Issuers of a realm that have keys: more than one where its issuer was another one before.
 pub(crate) async fn issuers_of_realm(
     transaction: &mut Transaction,

@@ -17,6 +17,7 @@ mod feed;
 mod jobs;
 mod oauth;
 mod opening;
+mod plans;
 mod purge;
 mod sealing;
 
@@ -114,7 +115,7 @@ fn revoked(changes: &[Change]) -> Vec<Id> {
 async fn sequenced(store: &Store) -> Vec<Change> {
     transact!(RowLocks: store, |transaction| -> Result<Vec<Change>, StoreError> {
         let head = log::locked_head(transaction).await?;
-        let rows = outbox::unsequenced(transaction, 10_000).await?;
+        let rows = outbox::unsequenced(transaction, 10_000, usize::MAX).await?.rows;
         if rows.is_empty() {
             return Ok(Vec::new());
         }

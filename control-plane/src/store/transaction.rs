@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use sqlx::{Postgres, Sqlite};
+use sqlx::Sqlite;
 
+use super::postgres::Lease;
 use super::query::{Query, Row};
 use super::versions::Topic;
-use super::{Engine, Store, StoreError, is_conflict, postgres};
+use super::{Engine, Store, StoreError, corrupt, is_conflict};
 
 /// How often a transaction is run at most, where others come in between.
 const ATTEMPTS: u32 = 12;
@@ -33,11 +34,13 @@ pub(crate) struct Transaction {
     bumped: Vec<(Topic, u64)>,
     /// Another transaction came in between: this one has failed, and may succeed when it is run again.
     conflicted: bool,
+    /// A statement has failed. PostgreSQL undoes all then, whatever is said at the end.
+    failed: bool,
 }
 
 enum Connection {
     Sqlite(sqlx::Transaction<'static, Sqlite>),
-    Postgres(sqlx::Transaction<'static, Postgres>, Duration),
+    Postgres(Lease),
 }
 
 impl Transaction {
@@ -46,10 +49,7 @@ impl Transaction {
             Connection::Sqlite(connection) => {
                 query.for_sqlite().execute(&mut **connection).await.map(|done| done.rows_affected())
             }
-            Connection::Postgres(connection, limit) => {
-                let done = query.for_postgres().execute(&mut **connection);
-                postgres::bounded(*limit, done).await.map(|done| done.rows_affected())
-            }
+            Connection::Postgres(connection) => connection.execute(query).await,
         };
         self.noted(outcome)
     }
@@ -59,10 +59,7 @@ impl Transaction {
             Connection::Sqlite(connection) => {
                 query.for_sqlite().fetch_all(&mut **connection).await.map(Row::sqlite)
             }
-            Connection::Postgres(connection, limit) => {
-                let rows = query.for_postgres().fetch_all(&mut **connection);
-                postgres::bounded(*limit, rows).await.map(Row::postgres)
-            }
+            Connection::Postgres(connection) => connection.fetch_all(query).await,
         };
         self.noted(outcome)
     }
@@ -70,6 +67,7 @@ impl Transaction {
     fn noted<T>(&mut self, outcome: Result<T, sqlx::Error>) -> Result<T, StoreError> {
         outcome.map_err(|error| {
             self.conflicted |= is_conflict(&error);
+            self.failed = true;
             error.into()
         })
     }
@@ -80,9 +78,17 @@ impl Transaction {
 
     /// Makes it true. An error here means that it is not known whether it is.
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
+        if self.failed {
+            self.rollback().await;
+            return Err(corrupt("transaction", "is committed although a statement of it has failed"));
+        }
         match self.connection {
             Connection::Sqlite(connection) => connection.commit().await?,
-            Connection::Postgres(connection, limit) => postgres::bounded(limit, connection.commit()).await?,
+            Connection::Postgres(mut connection) => {
+                let outcome = connection.command("COMMIT").await;
+                connection.end_after(&outcome);
+                outcome?;
+            }
         }
         for (topic, version) in self.bumped {
             self.store.0.versions.note(topic, version);
@@ -93,10 +99,13 @@ impl Transaction {
     /// Undoes it. Dropping it does the same a little later.
     pub(crate) async fn rollback(self) {
         // A connection that cannot roll back is not used again, and its transaction ends with it.
-        let _ = match self.connection {
-            Connection::Sqlite(connection) => connection.rollback().await,
-            Connection::Postgres(connection, limit) => postgres::bounded(limit, connection.rollback()).await,
-        };
+        match self.connection {
+            Connection::Sqlite(connection) => drop(connection.rollback().await),
+            Connection::Postgres(mut connection) => {
+                let outcome = connection.command("ROLLBACK").await;
+                connection.end_after(&outcome);
+            }
+        }
     }
 }
 
@@ -107,6 +116,27 @@ impl Store {
         self.begin_with(Isolation::Serializable).await
     }
 
+    /// A transaction that only reads, all of it as of one instant, and holds no lock. It ends by [`Transaction::commit`]: a
+    /// connection that is dropped within one is closed.
+    pub(crate) async fn begin_read(&self) -> Result<Transaction, StoreError> {
+        let connection = match &self.0.engine {
+            Engine::Sqlite(sqlite) => Connection::Sqlite(sqlite.readers.begin().await?),
+            Engine::Postgres(postgres) => {
+                let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+                let mut connection = postgres.lease().await?;
+                connection.command(begin).await?;
+                Connection::Postgres(connection)
+            }
+        };
+        Ok(Transaction {
+            store: self.clone(),
+            connection,
+            bumped: Vec::new(),
+            conflicted: false,
+            failed: false,
+        })
+    }
+
     async fn begin_with(&self, isolation: Isolation) -> Result<Transaction, StoreError> {
         let connection = match &self.0.engine {
             Engine::Sqlite(sqlite) => Connection::Sqlite(sqlite.writer.begin_with("BEGIN IMMEDIATE").await?),
@@ -115,11 +145,18 @@ impl Store {
                     Isolation::Serializable => "BEGIN ISOLATION LEVEL SERIALIZABLE",
                     Isolation::RowLocks => "BEGIN ISOLATION LEVEL READ COMMITTED",
                 };
-                let transaction = postgres.bounded(postgres.pool.begin_with(begin)).await?;
-                Connection::Postgres(transaction, postgres.limit)
+                let mut connection = postgres.lease().await?;
+                connection.command(begin).await?;
+                Connection::Postgres(connection)
             }
         };
-        Ok(Transaction { store: self.clone(), connection, bumped: Vec::new(), conflicted: false })
+        Ok(Transaction {
+            store: self.clone(),
+            connection,
+            bumped: Vec::new(),
+            conflicted: false,
+            failed: false,
+        })
     }
 
     pub(super) async fn execute_alone(&self, query: Query<'_>) -> Result<u64, StoreError> {
@@ -128,9 +165,8 @@ impl Store {
             Engine::Postgres(postgres) => {
                 let mut retries = Retries::default();
                 loop {
-                    let done = query.clone().for_postgres().execute(&postgres.pool);
-                    match postgres.bounded(done).await {
-                        Ok(done) => return Ok(done.rows_affected()),
+                    match postgres.execute(query.clone()).await {
+                        Ok(done) => return Ok(done),
                         Err(error) => retries.after(error).await?,
                     }
                 }
@@ -144,9 +180,8 @@ impl Store {
             Engine::Postgres(postgres) => {
                 let mut retries = Retries::default();
                 loop {
-                    let rows = query.clone().for_postgres().fetch_all(&postgres.pool);
-                    match postgres.bounded(rows).await {
-                        Ok(rows) => return Ok(Row::postgres(rows)),
+                    match postgres.fetch_all(query.clone()).await {
+                        Ok(rows) => return Ok(rows),
                         Err(error) => retries.after(error).await?,
                     }
                 }

@@ -1,7 +1,5 @@
 //! Trusted issuers: what was registered, what they published last, and when to look again.
 
-use atm_proto::change::Change;
-
 use super::{Row, Store, StoreError, Transaction, corrupt, from_sql, query, to_sql};
 use crate::issuers::{IssuerSettings, TrustedIssuer};
 
@@ -120,19 +118,6 @@ pub(crate) async fn due(store: &Store, now_ms: i64, limit: u32) -> Result<Vec<Du
         .map(|row| {
             let failures: i64 = row.get("failures")?;
             Ok(Due { id: row.get("id")?, failing: failures > 0 })
-        })
-        .collect()
-}
-
-/// What the feed carries of every issuer, for a new epoch.
-pub(crate) async fn published(transaction: &mut Transaction) -> Result<Vec<Change>, StoreError> {
-    query("SELECT published FROM trusted_issuers WHERE published IS NOT NULL ORDER BY issuer")
-        .fetch_all(&mut *transaction)
-        .await?
-        .iter()
-        .map(|row| {
-            let bytes: Vec<u8> = row.get("published")?;
-            Change::decode(&bytes).map_err(|error| corrupt("issuer's key set", error))
         })
         .collect()
 }

@@ -69,6 +69,10 @@ fn a_heartbeat_survives_its_bytes() {
         oldest_revision: 2,
         time: UnixMillis(5),
         digest: Digest::of(b"x"),
+        snapshot_revision: 4,
+        state: Some(StateDigest { oldest_bucket: Bucket(3), root: [7; 32] }),
+        report_pause_ms: 5,
+        rotation: 0,
     };
     assert_eq!(Heartbeat::decode(&heartbeat.encode()).unwrap(), heartbeat);
 }

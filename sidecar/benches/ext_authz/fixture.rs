@@ -19,6 +19,7 @@ use atm_proto::signature::TrustedFeedKeys;
 use atm_sidecar::config::FreshnessSettings;
 use atm_sidecar::decision_log::{self, DecisionLogSettings};
 use atm_sidecar::ext_authz::{Judge, JudgeParts, grpc};
+use atm_sidecar::feed::FeedTrust;
 use atm_sidecar::introspection::{IntrospectionSettings, Introspector};
 use atm_sidecar::memory::{Limits, Memory};
 use atm_sidecar::metrics::DecisionMetrics;
@@ -74,7 +75,7 @@ pub(crate) fn serve(listener: UnixListener, directory: &Path, held: Held) {
         subject: "introspect".into(),
         realm_group: "default".into(),
         sidecar_id: "bench".into(),
-        trusted: TrustedFeedKeys::new(Vec::new()),
+        trust: FeedTrust::open("default", TrustedFeedKeys::new(Vec::new()), None),
         timeout: Duration::from_millis(500),
         concurrency: 1,
     };

@@ -1,103 +1,38 @@
 //! Judges each message of the feed and applies what is signed, understood and next. Nothing else ever changes the state.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use atm_core::revocation::{Bucket, Part, SetDigest};
 use atm_core::time::UnixMillis;
 use atm_proto::change::{self, Change, ChangeSet, Digest, Epoch, Heartbeat};
-use atm_proto::signature::{Domain, TrustedFeedKeys};
+use atm_proto::signature::{Domain, SignatureError};
+
+use super::trust::FeedTrust;
+
+pub(super) use divergence::Compared;
+use divergence::Surplus;
+pub use judgement::Cause;
+pub(super) use judgement::Heard;
+use judgement::{Judgement, judge};
+pub(super) use settling::Arrival;
 
 use crate::state::{FeedStatus, Position, State, StatePublisher};
-use crate::store::{PreparedSnapshot, Saved, Settlement, Writer};
+use crate::store::{Saved, Writer};
 
 /// Revisions whose digests are remembered: heartbeats and change sets travel on different ways and overtake each other.
 const RECENT: usize = 1024;
 
-/// Ids of a bucket that are looked up at once.
-const LOOK_UP: usize = 1024;
-/// Ids in full, 18 bytes each, past which whoever has more at hand waits for filters.
-const FRONT_IDS: usize = 1 << 20;
-/// How long it waits for one.
-const ROOM_WAIT: Duration = Duration::from_secs(2);
-
-/// Why a message was not applied; a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// Not signed by a pinned key over exactly these bytes.
-    Signature,
-    /// Signed, and not understood.
-    Decode,
-    /// A later revision than the next one.
-    Gap,
-    /// A revision that was applied before.
-    Replay,
-    /// The next or the same revision with another history, or of an epoch that no heartbeat has announced.
-    Conflict,
-}
-
-impl Cause {
-    /// Every cause.
-    pub const ALL: [Self; 5] = [Self::Signature, Self::Decode, Self::Gap, Self::Replay, Self::Conflict];
-
-    /// The metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Signature => "signature",
-            Self::Decode => "decode",
-            Self::Gap => "gap",
-            Self::Replay => "replay",
-            Self::Conflict => "conflict",
-        }
-    }
-}
-
-/// What a message means for the follower.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// The state is level with what the message says.
-    Level,
-    /// There is more than the state has.
-    Missing,
-    /// Nothing may be concluded from it.
-    Refused,
-}
-
-/// What a change set is, seen from a position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Judgement {
-    /// The next one, with the right history.
-    Next,
-    /// The newest applied one once more, byte for byte.
-    Same,
-    /// To be refused.
-    Refuse(Cause),
-}
-
-/// Where a change set of `epoch`, `revision`, `previous` and `digest` stands to `position`.
-pub(super) fn judge(position: &Position, set: &ChangeSet, digest: &Digest) -> Judgement {
-    if position.epoch.is_some_and(|epoch| epoch != set.epoch) {
-        return Judgement::Refuse(Cause::Conflict);
-    }
-    if set.revision == position.revision + 1 {
-        let continues = set.previous_digest == position.digest;
-        return if continues { Judgement::Next } else { Judgement::Refuse(Cause::Conflict) };
-    }
-    if set.revision > position.revision {
-        return Judgement::Refuse(Cause::Gap);
-    }
-    if set.revision < position.revision {
-        return Judgement::Refuse(Cause::Replay);
-    }
-    if digest == &position.digest { Judgement::Same } else { Judgement::Refuse(Cause::Conflict) }
-}
+/// How far ahead of our own clock a heartbeat's time may be and still make earlier ones count as sent again. A clock that was
+/// stepped ahead at the control plane and back again silences nobody for longer.
+const MAX_AHEAD_MS: i64 = 5_000;
 
 /// Applies the feed to the published state and hands it to the store.
 #[derive(Debug)]
 pub(super) struct Applier {
     realm_group: String,
-    trusted: TrustedFeedKeys,
+    trust: FeedTrust,
     publisher: StatePublisher,
     writer: Writer,
     state: State,
@@ -105,159 +40,71 @@ pub(super) struct Applier {
     head: Option<(Heartbeat, Instant)>,
     /// Revision and digest of what was applied last, the newest at the back.
     recent: VecDeque<(u64, Digest)>,
+    /// Heartbeats up to this time are sent again.
+    floor: UnixMillis,
     /// Epochs that ended; none comes back.
     ended: Vec<Epoch>,
+    /// Issuers of an ended epoch that the new one has not named so far. They stay trusted until a snapshot of the new one shows
+    /// that it does not know them.
+    unnamed: BTreeSet<String>,
+    /// Revisions up to this one are applied once more, to repair the copy; their key sets and policies are in force already.
+    again_to: u64,
+    /// The oldest revision that the control plane said it keeps.
+    pruned: u64,
+    /// Whether something came that a key signed which is not trusted here: trust may have been handed over.
+    strangers: bool,
+    /// The next revision that could not be verified or understood, if there is one.
+    blocked: Option<u64>,
+    /// Whether the copy differs from the log.
+    diverged: bool,
+    /// Whether it was repaired since that was found.
+    repaired: bool,
+    /// What is here beyond the log, and stays.
+    surplus: Surplus,
     /// Single tokens of buckets before this one are forgotten.
     oldest: Bucket,
     /// What the index held when a scrub was asked for that is under way.
     scrubbing: Option<Vec<(Part, Option<SetDigest>)>>,
+    /// What has become of the snapshot that was given to the store.
+    arrival: Option<Arrival>,
 }
 
 impl Applier {
     /// Continues from what `publisher` has published.
     pub(super) fn new(
         realm_group: String,
-        trusted: TrustedFeedKeys,
+        trust: FeedTrust,
         publisher: StatePublisher,
         writer: Writer,
     ) -> Self {
         let state = State::clone(&publisher.reader().load());
-        let (head, recent, ended) = (None, VecDeque::new(), Vec::new());
-        let oldest = Bucket::UNKNOWN;
-        Self { realm_group, trusted, publisher, writer, state, head, recent, ended, oldest, scrubbing: None }
+        Self {
+            realm_group,
+            trust,
+            publisher,
+            writer,
+            state,
+            head: None,
+            recent: VecDeque::new(),
+            floor: UnixMillis(0),
+            ended: Vec::new(),
+            unnamed: BTreeSet::new(),
+            again_to: 0,
+            pruned: 0,
+            strangers: false,
+            blocked: None,
+            diverged: false,
+            repaired: false,
+            surplus: Surplus::new(),
+            oldest: Bucket::UNKNOWN,
+            scrubbing: None,
+            arrival: None,
+        }
     }
 
     /// How far the state is.
     pub(super) fn position(&self) -> Position {
         self.state.position
-    }
-
-    /// Waits for the store to be ready for more, within a bound.
-    pub(super) async fn room(&mut self) {
-        self.writer.room().await;
-        while let Some(settlement) = self.writer.try_settled() {
-            self.settle(settlement);
-        }
-        // What comes faster than filters are built is held in full meanwhile.
-        while self.holds_too_much_in_full() {
-            match tokio::time::timeout(ROOM_WAIT, self.writer.settled()).await {
-                Ok(settlement) => self.settle(settlement),
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Only where a filter is on its way: on a disk that fails none is, and what comes must be in force.
-    fn holds_too_much_in_full(&self) -> bool {
-        let revocations = &self.state.view.revocations;
-        let settling = revocations.is_settling() && self.writer.settles();
-        settling
-            && revocations.front_len() > FRONT_IDS
-            && !self.status().store_failing.load(Ordering::Relaxed)
-    }
-
-    /// The next thing that was settled; to be given to [`Applier::settle`].
-    pub(super) async fn settled(&mut self) -> Settlement {
-        self.writer.settled().await
-    }
-
-    /// Takes what the store has finished: filters in the place of ids, or a whole snapshot.
-    pub(super) fn settle(&mut self, settlement: Settlement) {
-        match settlement {
-            // Decisions are the same before and after.
-            Settlement::Index(settlement) => {
-                settlement.apply(&mut self.state.view.revocations);
-                self.publisher.publish(self.state.clone());
-            }
-            Settlement::Snapshot(snapshot) => self.install(*snapshot),
-            Settlement::Failed(error) => {
-                tracing::error!(%error, "a snapshot was not taken; what is in force stays");
-                self.status().set_fault(Some(error.to_string()));
-            }
-            Settlement::Scrubbed(digests) => self.compare(&digests),
-            Settlement::ScrubFailed(error) => {
-                tracing::error!(%error, "the store cannot be read to its end");
-                self.scrubbing = None;
-                self.status().scrubbed(Some(format!("store scrub failed: {error}")));
-            }
-        }
-        self.settle_due();
-    }
-
-    /// Where it is wanted, has the ids on disk added up, to be compared with what the index holds; one time after the other.
-    fn scrub_if_wanted(&mut self) {
-        let wanted = self.status().scrub_wanted.load(Ordering::Relaxed);
-        if wanted && self.scrubbing.is_none() && self.writer.scrub() {
-            self.status().scrub_wanted.store(false, Ordering::Relaxed);
-            self.scrubbing = Some(self.state.view.revocations.digests());
-        }
-    }
-
-    /// Says which buckets are not on disk what they are in memory. Those that changed meanwhile are left to the next time.
-    fn compare(&mut self, on_disk: &[(Bucket, SetDigest)]) {
-        let Some(before) = self.scrubbing.take() else { return };
-        let revocations = &self.state.view.revocations;
-        let diverged: Vec<_> = before
-            .into_iter()
-            .filter_map(|(part, digest)| match part {
-                Part::Tokens(bucket) if digest.is_some() && revocations.digest(part) == digest => {
-                    let found = on_disk.iter().find(|(of, _)| *of == bucket).map(|(_, found)| *found);
-                    (found.unwrap_or_default() != digest.unwrap_or_default()).then_some(bucket.0)
-                }
-                _ => None,
-            })
-            .collect();
-        let fault = (!diverged.is_empty()).then(|| {
-            format!("store diverged: buckets {diverged:?} are not on disk what they are in memory; move store.path away and restart, the feed restores it")
-        });
-        if let Some(fault) = &fault {
-            tracing::error!(fault, "scrubbed the store");
-        } else {
-            tracing::info!(buckets = on_disk.len(), "scrubbed the store");
-        }
-        self.status().scrubbed(fault);
-    }
-
-    /// Puts a snapshot in force, unless the log has gone on past it meanwhile.
-    fn install(&mut self, snapshot: PreparedSnapshot) {
-        let (position, newer) = (&self.state.position, snapshot.position);
-        if position.epoch == newer.epoch && position.revision > newer.revision {
-            tracing::info!(
-                snapshot = newer.revision,
-                applied = position.revision,
-                "a snapshot came too late"
-            );
-            return;
-        }
-        self.state = snapshot.state(&self.state);
-        self.state.view.revocations.drop_buckets_before(self.oldest);
-        self.recent.clear();
-        self.publisher.publish(self.state.clone());
-        tracing::info!(
-            revision = newer.revision,
-            revocations = self.state.view.revocations.len(),
-            "snapshot in force"
-        );
-        self.writer.commit(snapshot, self.state.policy_fault.is_none());
-    }
-
-    /// Has filters built for buckets to which enough came since the last one.
-    fn settle_due(&mut self) {
-        let revocations = &mut self.state.view.revocations;
-        for bucket in revocations.due() {
-            if self.writer.settles()
-                && let Some(run) = revocations.seal(bucket)
-            {
-                self.writer.settle(bucket, run);
-            }
-        }
-    }
-
-    /// Has ids looked up that came again and may be settled.
-    fn look_up_doubtful(&mut self) {
-        for (bucket, ids) in self.state.view.revocations.doubtful(LOOK_UP) {
-            self.writer.look_up(bucket, ids);
-        }
     }
 
     /// The facts beside the state.
@@ -273,11 +120,70 @@ impl Applier {
         })
     }
 
+    /// The newest heartbeat that was believed.
+    pub(super) fn head(&self) -> Option<&Heartbeat> {
+        self.head.as_ref().map(|(head, _)| head)
+    }
+
+    /// The keys that are believed.
+    pub(super) fn trust(&self) -> &FeedTrust {
+        &self.trust
+    }
+
+    /// The realms that share the log.
+    pub(super) fn realm_group(&self) -> &str {
+        &self.realm_group
+    }
+
+    /// The revision that comes next, if what was sent as such can be neither verified nor understood here.
+    pub(super) fn blocked(&self) -> Option<u64> {
+        self.blocked.filter(|revision| *revision == self.state.position.revision + 1)
+    }
+
+    /// Notes that the control plane has pruned the revisions that come next.
+    pub(super) fn pruned_to(&mut self, oldest: u64) {
+        self.pruned = oldest;
+    }
+
+    /// Whether the revisions that come next can be had from a snapshot alone.
+    pub(super) fn was_pruned(&self) -> bool {
+        self.pruned > self.state.position.revision + 1
+    }
+
+    /// Notes why a snapshot that is needed did not come.
+    pub(super) fn snapshot_failed(&self, problem: &str) {
+        if self.knows_of_more() {
+            let at = self.state.position.revision;
+            self.status().set_fault(Some(format!(
+                "the snapshot that revision {at} needs cannot be loaded: {problem}"
+            )));
+        }
+    }
+
+    /// Whether the trust in feed keys may have been handed over since it was looked at last. Says so once.
+    pub(super) fn may_have_rotated(&mut self) -> bool {
+        let told = self.head().is_some_and(|head| head.rotation > self.trust.number());
+        std::mem::take(&mut self.strangers) || told
+    }
+
+    /// Notes that the next revision cannot be verified or understood, wherever it comes from.
+    pub(super) fn block(&mut self) {
+        self.blocked = Some(self.state.position.revision + 1);
+    }
+
+    /// Whether issuers of an ended epoch wait for a snapshot of the new one.
+    pub(super) fn has_unnamed_issuers(&self) -> bool {
+        !self.unnamed.is_empty()
+    }
+
     /// Takes a signed change set: applies it if it is next, counts and logs it otherwise.
     pub(super) fn change_set(&mut self, bytes: &[u8]) -> Heard {
-        let payload = match self.trusted.verify(Domain::ChangeSet, bytes) {
+        let payload = match self.trust.verify(Domain::ChangeSet, bytes) {
             Ok(payload) => payload,
-            Err(error) => return self.refuse(Cause::Signature, None, &error.to_string()),
+            Err(error) => {
+                self.strangers |= matches!(error, SignatureError::UnknownKey(_));
+                return self.refuse(Cause::Signature, None, &error.to_string());
+            }
         };
         let set = match ChangeSet::decode(&payload) {
             Ok(set) if set.realm_group == self.realm_group => set,
@@ -311,9 +217,10 @@ impl Applier {
 
     /// Takes a signed heartbeat: freshness if the state is level with it.
     pub(super) fn heartbeat(&mut self, bytes: &[u8]) -> Heard {
-        let payload = match self.trusted.verify(Domain::Heartbeat, bytes) {
+        let payload = match self.trust.verify(Domain::Heartbeat, bytes) {
             Ok(payload) => payload,
             Err(error) => {
+                self.strangers |= matches!(error, SignatureError::UnknownKey(_));
                 // Once a heartbeat was believed, a forged one is only noise.
                 if self.head.is_none() {
                     self.status()
@@ -328,12 +235,14 @@ impl Applier {
             Err(error) => return self.refuse(Cause::Decode, None, &error.to_string()),
         };
         if let Some((head, _)) = &self.head {
-            // Replicas send beats side by side; an older one, or one sent again, tells nothing and proves no freshness.
-            let replayed = heartbeat.time <= head.time;
             let backwards = heartbeat.epoch == head.epoch && heartbeat.revision < head.revision;
-            if replayed || backwards {
+            if backwards {
                 return Heard::Refused;
             }
+        }
+        // Replicas send beats side by side; an older one, or one sent again, tells nothing and proves no freshness.
+        if heartbeat.time <= self.floor {
+            return Heard::Refused;
         }
         if self.ended.contains(&heartbeat.epoch) {
             return self.refuse(
@@ -346,9 +255,11 @@ impl Applier {
     }
 
     fn judge_level(&mut self, heartbeat: Heartbeat) -> Heard {
+        self.floor = self.floor.max(heartbeat.time.min(UnixMillis(super::now().0 + MAX_AHEAD_MS)));
         if let Some(epoch) = self.state.position.epoch.filter(|epoch| *epoch != heartbeat.epoch) {
             self.begin_epoch(epoch, heartbeat.epoch);
         }
+        self.status().report_pause_ms.store(heartbeat.report_pause_ms.into(), Ordering::Relaxed);
         let (revision, digest) = (heartbeat.revision, heartbeat.digest);
         self.head = Some((heartbeat, Instant::now()));
         if revision > self.state.position.revision {
@@ -358,7 +269,11 @@ impl Applier {
             // The same epoch went back further than messages overtake each other: an old copy is being served somewhere.
             None => self.refuse(Cause::Replay, Some(revision), "a heartbeat behind what was applied here"),
             Some(applied) if applied != digest => self.refuse_other_history(revision),
-            Some(_) => self.level(),
+            Some(_) => {
+                let heard = self.level();
+                self.compare_with_head();
+                heard
+            }
         }
     }
 
@@ -428,28 +343,24 @@ impl Applier {
         }
         self.ended.push(old);
         self.recent.clear();
+        self.unnamed = self.state.view.issuers.iter().map(|issuer| issuer.name().to_owned()).collect();
+        (self.again_to, self.pruned, self.blocked) = (0, 0, None);
         self.state.position = Position { epoch: Some(new), ..Position::START };
         self.publisher.publish(self.state.clone());
     }
 
-    fn apply(&mut self, set: ChangeSet, digest: Digest) {
-        let mut next = self.state.clone();
-        let mut policies_saved = true;
+    fn apply(&mut self, mut set: ChangeSet, digest: Digest) {
+        if set.revision <= self.again_to {
+            set.changes.retain(adds_up);
+        }
         for change in &set.changes {
-            match change::apply(change, &mut next.view) {
-                Ok(()) => {
-                    if let Change::Policies { version, .. } = change {
-                        next.policy_version = *version;
-                        next.policy_fault = None;
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(revision = set.revision, %error, "keeping the policies in force");
-                    next.policy_fault = Some(error.to_string().into());
-                    policies_saved = false;
-                }
+            if let Change::IssuerKeys { issuer, .. } = change {
+                self.unnamed.remove(issuer);
             }
         }
+        let mut next = self.state.clone();
+        let policies_saved = put_in_force(&mut next, &set.changes);
+        self.blocked = None;
         next.position = Position { epoch: Some(set.epoch), revision: set.revision, digest };
         next.verified = true;
         if self.recent.len() == RECENT {
@@ -471,7 +382,8 @@ impl Applier {
         self.settle_due();
     }
 
-    fn refuse_undecodable(&self, problem: &str) -> Heard {
+    fn refuse_undecodable(&mut self, problem: &str) -> Heard {
+        self.blocked = Some(self.state.position.revision + 1);
         self.status().set_fault(Some(format!(
             "a signed change set after revision {} cannot be read: {problem}",
             self.state.position.revision
@@ -487,6 +399,32 @@ impl Applier {
     }
 }
 
+/// Puts changes in force, in order. A policy set that does not compile leaves the one before in force: false.
+fn put_in_force(state: &mut State, changes: &[Change]) -> bool {
+    let mut policies_in_force = true;
+    for change in changes {
+        match change::apply(change, &mut state.view) {
+            Ok(()) => {
+                if let Change::Policies { version, .. } = change {
+                    state.policy_version = *version;
+                    state.policy_fault = None;
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "keeping the policies in force");
+                state.policy_fault = Some(error.to_string().into());
+                policies_in_force = false;
+            }
+        }
+    }
+    policies_in_force
+}
+
+/// Whether a change only ever adds, so that it may be applied again at any time.
+fn adds_up(change: &Change) -> bool {
+    matches!(change, Change::RevokedTokens { .. } | Change::Watermarks { .. })
+}
+
 /// Borrow of the status through a reader, so that it can be written while the applier is borrowed.
 #[derive(Debug)]
 pub(super) struct FeedStatusRef(crate::state::StateReader);
@@ -499,5 +437,11 @@ impl std::ops::Deref for FeedStatusRef {
     }
 }
 
+mod divergence;
+mod judgement;
+#[cfg(test)]
+mod model;
+mod settling;
+mod snapshot;
 #[cfg(test)]
 mod tests;

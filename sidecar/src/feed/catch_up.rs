@@ -113,11 +113,21 @@ async fn from_control_plane(
             .map_err(|_| "the control plane did not answer in time".to_owned())?
             .map_err(|error| error.to_string())?;
         let reply = ResyncReply::decode(reply.payload).map_err(|error| error.to_string())?;
+        if position.epoch.is_none_or(|epoch| reply.epoch == epoch.as_bytes()) {
+            applier.pruned_to(reply.oldest);
+            if applier.was_pruned() {
+                return Ok(()); // a snapshot comes first
+            }
+        }
         for set in &reply.signed_change_sets {
             applier.change_set(set);
             applier.room().await;
         }
         let reached = applier.position();
+        if reached == position && !reply.signed_change_sets.is_empty() {
+            applier.block();
+            return Err("what the control plane sends as the next one is refused here".to_owned());
+        }
         if reached == position || reached.revision >= reply.head {
             return Ok(());
         }

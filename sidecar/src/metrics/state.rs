@@ -81,6 +81,26 @@ impl StateCollector {
                 flag(self.reader.degraded().is_some()),
             ),
             (
+                "atm_sidecar_feed_behind",
+                "1 while a heartbeat tells of more than has been applied.",
+                flag(status.behind.load(Ordering::Relaxed)),
+            ),
+            (
+                "atm_sidecar_feed_refusing",
+                "1 while the next revision can be neither verified nor understood.",
+                flag(status.refusing.load(Ordering::Relaxed)),
+            ),
+            (
+                "atm_sidecar_diverged",
+                "1 while the copy differs from the log and is repaired.",
+                flag(status.diverged.load(Ordering::Relaxed)),
+            ),
+            (
+                "atm_sidecar_snapshot_loading",
+                "1 while a snapshot is being loaded.",
+                flag(status.loading.load(Ordering::Relaxed)),
+            ),
+            (
                 "atm_sidecar_store_failing",
                 "1 while what is applied cannot be saved.",
                 flag(
@@ -129,7 +149,7 @@ impl StateCollector {
     }
 
     fn counters(&self) -> Vec<Sample> {
-        let memory = self.judge.memory();
+        let (memory, status) = (self.judge.memory(), self.reader.status());
         let CacheCounts { hits, misses, evictions } = memory.verified.counts();
         let introspected = memory.introspected.counts();
         let log = self.judge.log().counts();
@@ -137,7 +157,22 @@ impl StateCollector {
             (
                 "atm_sidecar_change_sets_applied_total",
                 "Change sets applied.",
-                number(self.reader.status().applied.load(Ordering::Relaxed)),
+                number(status.applied.load(Ordering::Relaxed)),
+            ),
+            (
+                "atm_sidecar_divergences_total",
+                "Times that the copy was found to differ from the log.",
+                number(status.divergences.load(Ordering::Relaxed)),
+            ),
+            (
+                "atm_sidecar_repairs_total",
+                "Times that the copy was repaired from a snapshot.",
+                number(status.repairs.load(Ordering::Relaxed)),
+            ),
+            (
+                "atm_sidecar_store_scrubs_total",
+                "Times that the ids on disk were compared with the index.",
+                number(status.scrubs.load(Ordering::Acquire)),
             ),
             (
                 "atm_sidecar_verified_token_cache_hits_total",
@@ -202,6 +237,15 @@ impl StateCollector {
             "cause",
             Cause::ALL.map(|cause| (cause.as_str(), status.refusals(cause))),
         )?;
+        let snapshots = labelled(
+            "atm_sidecar_snapshots_total",
+            "Snapshots that were loaded, and attempts that failed and are repeated.",
+            "outcome",
+            [
+                ("loaded", status.snapshots_loaded.load(Ordering::Relaxed)),
+                ("failed", status.snapshots_failed.load(Ordering::Relaxed)),
+            ],
+        )?;
         let introspector = self.judge.introspector();
         let asked = labelled(
             "atm_sidecar_introspections_total",
@@ -216,7 +260,7 @@ impl StateCollector {
             "outcome",
             [("exported", spans.exported), ("dropped", spans.dropped), ("failed", spans.failed)],
         )?;
-        Ok([refused, asked, spans].concat())
+        Ok([refused, snapshots, asked, spans].concat())
     }
 }
 

@@ -77,6 +77,11 @@ enum Kind {
 }
 
 impl IndexSettlement {
+    /// Whether it is what a repair has joined.
+    pub fn is_join(&self) -> bool {
+        matches!(self.kind, Kind::Joined(_))
+    }
+
     /// Puts it in force.
     pub fn apply(self, index: &mut RevocationIndex) {
         match self.kind {

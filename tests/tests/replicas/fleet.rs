@@ -22,9 +22,14 @@ pub(crate) struct Replicas {
 impl Replicas {
     /// Starts `number` of them at once, over the empty database at `url`.
     pub(crate) async fn start(number: usize, url: &str) -> Self {
-        let nats = NatsServer::start().await;
         let store = json!({ "url": url, "maxConnections": 8, "acquireTimeoutMs": 1_000, "statementTimeoutMs": 3_000 });
-        let mut planes: Vec<_> = (0..number).map(|_| ControlPlane::configure(&store, &nats.url())).collect();
+        Self::over(number, &store).await
+    }
+
+    /// As [`Self::start`], over `store`: the section of that name.
+    pub(crate) async fn over(number: usize, store: &Value) -> Self {
+        let nats = NatsServer::start().await;
+        let mut planes: Vec<_> = (0..number).map(|_| ControlPlane::configure(store, &nats.url())).collect();
         futures::future::join_all(planes.iter_mut().map(ControlPlane::start)).await;
         Self { nats, planes }
     }
@@ -37,16 +42,18 @@ impl Replicas {
     /// Waits until JetStream holds the whole log, and gives it: verified, and in the order of the stream.
     pub(crate) async fn published_log(&self) -> Vec<ChangeSet> {
         let client = self.planes[0].client();
-        let revision = wait::until("the whole log to be published", wait::USUAL, || async {
-            let feed = feed(&client).await;
-            let settled = feed["published"] == feed["revision"] && feed["degraded"].is_null();
-            if settled { Ok(feed["revision"].as_u64().unwrap()) } else { Err(feed) }
-        })
-        .await;
         let trusted = TrustedFeedKeys::new(vec![FeedPublicKey::from_str(&self.feed_key().await).unwrap()]);
         let nats = async_nats::connect(self.nats.url()).await.unwrap();
-        let mut stream = jetstream::new(nats).get_stream(STREAM).await.unwrap();
-        let state = stream.info().await.unwrap().state.clone();
+        let stream = jetstream::new(nats).get_stream(STREAM).await.unwrap();
+        // Calls that a kill has cut off may still be sequenced, by another one.
+        let (revision, state) = wait::until("the whole log to be published, once", wait::USUAL, || async {
+            let feed = feed(&client).await;
+            let state = stream.get_info().await.unwrap().state;
+            let settled = feed["published"] == feed["revision"] && feed["degraded"].is_null();
+            let revision = feed["revision"].as_u64().unwrap();
+            if settled && state.messages == revision { Ok((revision, state)) } else { Err((feed, state)) }
+        })
+        .await;
         let mut sets = Vec::new();
         for sequence in state.first_sequence..=state.last_sequence {
             let message = stream.get_raw_message(sequence).await.unwrap();

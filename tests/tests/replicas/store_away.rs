@@ -8,6 +8,9 @@ use std::time::Duration;
 use atm_tests::control_plane::AdminClient;
 use atm_tests::wait;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::fleet::{Replicas, assert_contiguous, revoke, revoked_tokens, token_id};
@@ -126,4 +129,69 @@ async fn a_store_that_hangs_costs_503_within_its_bound_and_comes_back() {
     .await;
     until_readiness(&client, 200).await;
     assert_contiguous(&replicas.published_log().await);
+}
+
+/// Forwards to a server, until its connections go silent: as a host that has vanished, while its successor has its address.
+struct Proxy {
+    port: u16,
+    /// Connections that were accepted before the current generation are forwarded no more.
+    generation: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    async fn start(to: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let generation = Arc::new(AtomicUsize::new(0));
+        let current = Arc::clone(&generation);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (current, mine) = (Arc::clone(&current), current.load(Ordering::SeqCst));
+                tokio::spawn(async move {
+                    let server = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+                    let ((from_client, to_client), (from_server, to_server)) =
+                        (client.into_split(), server.into_split());
+                    tokio::join!(
+                        forward(from_client, to_server, Arc::clone(&current), mine),
+                        forward(from_server, to_client, current, mine),
+                    );
+                });
+            }
+        });
+        Self { port, generation }
+    }
+
+    fn go_silent(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, generation: Arc<AtomicUsize>, mine: usize) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if generation.load(Ordering::SeqCst) != mine {
+            // Neither an answer nor an end, for as long as the test lasts.
+            std::future::pending::<()>().await;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_a_host_that_has_vanished_are_given_up() {
+    let url = tokio::task::spawn_blocking(atm_test_postgres::database).await.unwrap();
+    let (address, database) = url.rsplit_once('/').unwrap();
+    let port = address.rsplit_once(':').unwrap().1.parse().unwrap();
+    let proxy = Proxy::start(port).await;
+    let replicas = Replicas::start(1, &format!("postgres://atm@127.0.0.1:{}/{database}", proxy.port)).await;
+    let client = replicas.planes[0].client();
+    assert!(revoke(&client, "before").await.is_some());
+    proxy.go_silent();
+    wait::until("connections to the successor", Duration::from_secs(40), || async {
+        revoke(&client, "after").await.ok_or("503")
+    })
+    .await;
+    until_readiness(&client, 200).await;
 }

@@ -237,7 +237,7 @@ async fn whatever_ends_a_session_stops_its_refresh(place: Place) {
     for (kind, id) in kinds {
         let raise = async |instant| {
             transact!(store, |transaction| -> Result<(), StoreError> {
-                enforcement::raise_watermarks(transaction, kind, &[(id, UnixMillis(instant))]).await
+                enforcement::raise_watermarks(transaction, kind, &[(id, UnixMillis(instant))]).await.map(drop)
             })
             .unwrap();
         };

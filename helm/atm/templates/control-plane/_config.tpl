@@ -26,8 +26,11 @@
   "nats" (include "atm.natsConfig" (list . "control-plane" .Values.nats.credentials.controlPlane) | fromYaml)
   "keys" (dict "wrappingKeyFile" "/etc/atm/secrets/wrapping.key")
   "admin" (dict "tokenFile" "/etc/atm/secrets/admin.token")
-  "feed" (dict "signingKeyFile" "/etc/atm/secrets/feed.key")
+  "feed" (dict "signingKeyFile" "/etc/atm/secrets/feed.key" "snapshots" (dict "directory" "/var/lib/atm/snapshots"))
 -}}
+{{- if and .Values.nats.bundled.enabled (ge (int .Values.nats.bundled.replicas) 3) -}}
+{{- $_ := set $config.nats "replicas" 3 -}}
+{{- end -}}
 {{- mergeOverwrite $config (deepCopy .Values.controlPlane.config) | toYaml -}}
 {{- end -}}
 

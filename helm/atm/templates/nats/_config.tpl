@@ -32,10 +32,14 @@ accounts {
         # the feed key's signature.
         permissions: {
           publish: { allow: [
-            "atm.{{ $group }}.fleet.*", "atm.{{ $group }}.resync", "atm.{{ $group }}.introspect", "atm.{{ $group }}.audit",
-            "$JS.API.DIRECT.GET.ATM_FEED", "$JS.API.DIRECT.GET.ATM_FEED.>"
+            "atm.{{ $group }}.fleet.*", "atm.{{ $group }}.resync", "atm.{{ $group }}.digests",
+            "atm.{{ $group }}.introspect", "atm.{{ $group }}.audit",
+            "$JS.API.DIRECT.GET.ATM_FEED", "$JS.API.DIRECT.GET.ATM_FEED.>",
+            "$JS.API.DIRECT.GET.ATM_SNAPSHOTS", "$JS.API.DIRECT.GET.ATM_SNAPSHOTS.>"
           ] }
-          subscribe: { allow: [ "atm.{{ $group }}.live", "atm.{{ $group }}.heartbeat", "_INBOX.>" ] }
+          subscribe: { allow: [
+            "atm.{{ $group }}.live", "atm.{{ $group }}.heartbeat", "atm.{{ $group }}.command", "_INBOX.>"
+          ] }
         }
       }
     ]

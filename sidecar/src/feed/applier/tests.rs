@@ -1,16 +1,17 @@
 use atm_core::id::{Id, IdKind};
 use atm_core::revocation::Bucket;
 use atm_core::time::UnixMillis;
-use atm_proto::signature::FeedSigner;
+use atm_proto::signature::{FeedSigner, TrustedFeedKeys};
 use proptest::prelude::*;
 
 use super::*;
+use crate::feed::trust::FeedTrust;
 use crate::state::{self, StateReader};
-use crate::store::{self, Store};
+use crate::store::{self, Settlement, Store};
 
 const EPOCH: Epoch = Epoch::from_bytes([1; 16]);
 
-fn signer(seed: u8) -> FeedSigner {
+pub(super) fn signer(seed: u8) -> FeedSigner {
     FeedSigner::from_seed(&[seed; 32]).unwrap()
 }
 
@@ -34,7 +35,7 @@ fn log(signer: &FeedSigner, epoch: Epoch, count: u64) -> (Vec<Vec<u8>>, Vec<Dige
     (sets, digests)
 }
 
-fn id(number: u64) -> Id {
+pub(super) fn id(number: u64) -> Id {
     Id::of(IdKind::Token, "https://issuer", &number.to_string())
 }
 
@@ -46,6 +47,10 @@ fn heartbeat(signer: &FeedSigner, epoch: Epoch, revision: u64, digest: Digest, t
         oldest_revision: 1,
         time: UnixMillis(time),
         digest,
+        snapshot_revision: 0,
+        state: None,
+        report_pause_ms: 5,
+        rotation: 0,
     };
     signer.sign(Domain::Heartbeat, &heartbeat.encode())
 }
@@ -59,7 +64,7 @@ struct Bench {
 }
 
 /// Waits for the store's thread: RocksDB must be closed before the process ends.
-struct Joined(Option<std::thread::JoinHandle<()>>);
+pub(super) struct Joined(pub(super) Option<std::thread::JoinHandle<()>>);
 
 impl Drop for Joined {
     fn drop(&mut self) {
@@ -77,11 +82,12 @@ fn bench() -> Bench {
     let (publisher, reader) = state::channel(State::default(), None, UnixMillis(0));
     let (writer, thread) = store::start_writer(store, reader.clone()).unwrap();
     let trusted = TrustedFeedKeys::new(vec![*signer(1).public_key()]);
-    let applier = Applier::new("default".into(), trusted, publisher, writer);
+    let trust = FeedTrust::open("default", trusted, None);
+    let applier = Applier::new("default".into(), trust, publisher, writer);
     Bench { applier, reader, _thread: Joined(Some(thread)), _directory: directory }
 }
 
-fn revoked(reader: &StateReader, number: u64) -> bool {
+pub(super) fn revoked(reader: &StateReader, number: u64) -> bool {
     reader.load().view.revocations.is_token_revoked(Bucket(7), &id(number)).unwrap()
 }
 
@@ -272,6 +278,79 @@ fn a_wrong_feed_key_is_said_until_a_heartbeat_is_believed() {
     assert_eq!(bench.applier.heartbeat(&beat(1, 11)), Heard::Level);
     bench.applier.heartbeat(&beat(2, 12));
     assert_eq!(bench.reader.degraded(), None);
+}
+
+#[test]
+fn a_heartbeat_from_the_future_does_not_silence_the_ones_that_follow() {
+    let mut bench = bench();
+    let signer = signer(1);
+    let now = crate::feed::now().0;
+    let beat = |time| heartbeat(&signer, EPOCH, 0, Digest::ZERO, time);
+    assert_eq!(bench.applier.heartbeat(&beat(now)), Heard::Level);
+    // A clock that was stepped an hour ahead, and back again.
+    assert_eq!(bench.applier.heartbeat(&beat(now + 3_600_000)), Heard::Level);
+    assert_eq!(
+        bench.applier.heartbeat(&beat(now + 1_000)),
+        Heard::Refused,
+        "for some seconds nobody can tell"
+    );
+    assert_eq!(bench.applier.heartbeat(&beat(now + MAX_AHEAD_MS + 2_000)), Heard::Level);
+    // One that is sent again proves nothing, whenever it was made.
+    assert_eq!(bench.applier.heartbeat(&beat(now)), Heard::Refused);
+}
+
+#[test]
+fn issuers_that_a_new_epoch_does_not_know_go_with_its_first_snapshot() {
+    use atm_proto::snapshot::Manifest;
+    let mut bench = bench();
+    let signer = signer(1);
+    let keys = |issuer: &str| Change::IssuerKeys {
+        issuer: issuer.into(),
+        realm: None,
+        keys: vec![verification_key()],
+        token_types: vec![],
+    };
+    let set = |epoch, revision, previous_digest, changes| ChangeSet {
+        realm_group: "default".into(),
+        epoch,
+        revision,
+        previous_digest,
+        time: UnixMillis(0),
+        changes,
+    };
+    let first =
+        set(EPOCH, 1, Digest::ZERO, vec![keys("https://old"), keys("https://kept"), keys("https://named")])
+            .encode();
+    bench.applier.change_set(&signer.sign(Domain::ChangeSet, &first));
+    let next = Epoch::from_bytes([2; 16]);
+    let second = set(next, 1, Digest::ZERO, vec![keys("https://named")]).encode();
+    bench.applier.heartbeat(&heartbeat(&signer, next, 1, Digest::of(&second), 20));
+    bench.applier.change_set(&signer.sign(Domain::ChangeSet, &second));
+    let known = |bench: &Bench, issuer: &str| bench.reader.load().view.issuers.get(issuer).is_some();
+    assert!(known(&bench, "https://old"), "until it is known that the new epoch does not have it");
+    assert!(bench.applier.has_unnamed_issuers());
+    let manifest = Manifest {
+        realm_group: "default".into(),
+        epoch: next,
+        revision: 1,
+        digest: Digest::of(&second),
+        time: UnixMillis(0),
+        oldest_bucket: Bucket(0),
+        state_digest: [0; 32],
+        segments: vec![],
+    };
+    assert!(bench.applier.complete(&manifest, vec![keys("https://kept")]));
+    assert!(!known(&bench, "https://old"));
+    assert!(known(&bench, "https://kept") && known(&bench, "https://named"));
+    assert!(!bench.applier.has_unnamed_issuers());
+}
+
+fn verification_key() -> atm_core::key::VerificationKey {
+    use atm_core::key::{Algorithm, KeyState, VerificationKey};
+    // The header of an Ed25519 SubjectPublicKeyInfo (RFC 8410), and the key of the feed's own tests.
+    let mut spki = vec![0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    spki.extend_from_slice(signer(4).public_key().as_bytes());
+    VerificationKey::from_spki("one", Algorithm::EdDSA, &spki, KeyState::Active).unwrap()
 }
 
 proptest! {
