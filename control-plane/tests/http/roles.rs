@@ -98,3 +98,36 @@ async fn a_credential_says_who_it_is() {
     let (status, holder) = answer(server.http.get(url).bearer_auth("token-of-operator")).await;
     assert_eq!((status, &holder["name"], &holder["role"]), (200, &json!("operator-ann"), &json!("operator")));
 }
+
+#[tokio::test]
+async fn below_a_realm_the_roles_are_the_same_and_what_is_changed_is_recorded_of_it() {
+    let server = server().await;
+    let (made, body) =
+        answer(server.admin("POST", "/admin/v1/realms").json(&json!({ "name": "shop" }))).await;
+    assert_eq!(made, 201, "{body}");
+    for (method, path, least) in [
+        ("GET", "clients", "viewer"),
+        ("POST", "clients", "operator"),
+        ("POST", "revocations", "operator"),
+        ("POST", "keys/x/compromise", "security_officer"),
+    ] {
+        let path = format!("/admin/v1/realms/shop/{path}");
+        let least = ROLES.iter().position(|role| *role == least).unwrap();
+        for (rank, role) in ROLES.iter().enumerate() {
+            let found = status(&server, role, method, &path).await;
+            assert_eq!(found == 403, rank < least, "{method} {path} as {role}: {found}");
+        }
+        let url = format!("http://{}{path}", server.app.bound().admin);
+        let unknown = server.http.request(method.parse().unwrap(), url).send().await.unwrap();
+        assert_eq!(unknown.status(), 401, "{method} {path} without a credential");
+    }
+    let client = json!({ "client_id": "c1", "scopes": [], "audiences": ["api"] });
+    let made = answer(server.admin("POST", "/admin/v1/realms/shop/clients").json(&client)).await;
+    assert_eq!(made.0, 201, "{}", made.1);
+    let query = "/admin/v1/audit?action=client.created&realm=shop&outcome=success";
+    let (_, page) = answer(server.admin("GET", query)).await;
+    assert_eq!(page["items"][0]["client"], "c1", "the newest: {page}");
+    let later = json!({ "selector": { "client": "c1" }, "at_ms": 4_000_000_000_000_i64 });
+    let refused = server.admin("POST", "/admin/v1/realms/shop/revocations").json(&later);
+    assert_eq!(assert_problem(refused, 422).await["errors"][0]["field"], "at_ms");
+}
