@@ -106,7 +106,7 @@ fn config(directory: &Path, store: &Value, nats_url: &str) -> Value {
         "nats": { "url": nats_url },
         "keys": { "wrappingKeyFile": path("wrapping.key") },
         "admin": { "tokenFile": path("admin.token") },
-        "feed": { "signingKeyFile": path("feed.key") },
+        "feed": { "signingKeyFile": path("feed.key"), "snapshots": { "directory": path("snapshots") } },
         "log": { "format": "text", "level": "warn" },
     })
 }
