@@ -2,11 +2,13 @@
 //! the embedded store and on PostgreSQL.
 //!
 //! One control plane for each engine, in this process; clients call it over HTTP, [`IN_FLIGHT`] at a time. The rows are made by
-//! the engine itself, in batches. `ATM_BENCH_ROWS` sets how many (100,000), `ATM_BENCH_SECONDS` the time a measurement takes (3).
+//! the engine itself, in batches. `ATM_BENCH_ROWS` sets how many sessions there are (100,000), and with them how many rows of the other
+//! tables; `ATM_BENCH_SECONDS` the time a measurement takes (3).
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a benchmark that cannot go on stops
 
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +21,7 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
+use tokio::sync::Mutex;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -26,21 +29,39 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const IN_FLIGHT: usize = 16;
 /// Rows of one statement.
 const BATCH: u64 = 50_000;
+/// Sessions that are refreshed in turn: their rows lie all over the table once it is filled.
+const REFRESHED: usize = 2_000;
 const ADMIN_TOKEN: &str = "admin-token-of-the-benchmark";
 
 /// A table, and how each engine makes rows `$1` to `$2` of it out of nothing. `{n}` is the row's number; `{now}` the time in
 /// milliseconds.
 struct Fill {
     table: &'static str,
+    /// Of so many sessions comes one row.
+    sessions_a_row: u64,
     columns: &'static str,
     sqlite: &'static str,
     postgres: &'static str,
 }
 
 /// What fills up in a busy realm. A table that is added to the store and grows with its use goes here too.
-const FILLS: [Fill; 4] = [
+const FILLS: [Fill; 5] = [
+    Fill {
+        table: "sessions",
+        sessions_a_row: 1,
+        columns: "id, realm, client_id, subject, subject_id, details, bound_to, generation, status, opened_at, refreshed_at, \
+                  idle_expires_at, expires_at",
+        // A year of them, each of some two hundred bytes.
+        sqlite: "hex(randomblob(16)), 'default', 'fill', 'subject-' || {n}, randomblob(16), \
+                 '{\"scopes\":[\"read\"],\"audiences\":[\"api\"]}', '', 1 + {n} % 50, 'active', {now} - {n}, {now} - {n}, \
+                 {now} + 1000000000, {now} + 3153 * ({n} % 10000000)",
+        postgres: "md5('s' || {n}), 'default', 'fill', 'subject-' || {n}, decode(md5('u' || {n}), 'hex'), \
+                   '{\"scopes\":[\"read\"],\"audiences\":[\"api\"]}', '', 1 + {n} % 50, 'active', {now} - {n}, {now} - {n}, \
+                   {now} + 1000000000, {now} + 3153 * ({n} % 10000000)",
+    },
     Fill {
         table: "revoked_tokens",
+        sessions_a_row: 10,
         columns: "bucket, id",
         // Spread over a day of expiries.
         sqlite: "({now} / 3600000 + {n} % 24 + 2), randomblob(16)",
@@ -48,18 +69,21 @@ const FILLS: [Fill; 4] = [
     },
     Fill {
         table: "watermarks",
+        sessions_a_row: 10,
         columns: "kind, id, not_after",
         sqlite: "3, randomblob(16), {now}",
         postgres: "3, decode(md5('w' || {n}), 'hex'), {now}",
     },
     Fill {
         table: "clients",
+        sessions_a_row: 100,
         columns: "client_id, secret_hash, scopes, audiences, status, created_at, updated_at",
         sqlite: "'fill-' || hex(randomblob(8)), randomblob(32), '[\"read\"]', '[\"api\"]', 'active', {now}, {now}",
         postgres: "'fill-' || md5('c' || {n}), decode(md5('h' || {n}), 'hex'), '[\"read\"]', '[\"api\"]', 'active', {now}, {now}",
     },
     Fill {
         table: "revocations",
+        sessions_a_row: 10,
         columns: "id, kind, value, number, not_after, actor, created_at",
         sqlite: "hex(randomblob(12)), 'token', 'jti-' || {n}, 1, {now}, 'fill', {now} - {n}",
         postgres: "md5('r' || {n}), 'token', 'jti-' || {n}, 1, {now}, 'fill', {now} - {n}",
@@ -93,9 +117,10 @@ impl Target {
         }
     }
 
-    async fn fill(&self, rows: u64) {
+    async fn fill(&self, sessions: u64) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis().to_string();
         for fill in &FILLS {
+            let rows = sessions / fill.sessions_a_row;
             for from in (1..=rows).step_by(usize::try_from(BATCH).unwrap()) {
                 let to = rows.min(from + BATCH - 1);
                 let Fill { table, columns, .. } = fill;
@@ -135,6 +160,8 @@ struct Bench {
     client: (String, String),
     token: String,
     next: AtomicU64,
+    /// Refresh tokens, each the newest of its session.
+    sessions: Vec<Mutex<String>>,
 }
 
 impl Bench {
@@ -155,19 +182,33 @@ impl Bench {
             "keys": { "wrappingKeyFile": path("wrapping.key") },
             "admin": { "tokenFile": path("admin.token") },
             "feed": { "signingKeyFile": path("feed.key") },
+            "limits": { "clientRequestsPerSecond": 1_000_000, "clientBurst": 1_000_000 },
         });
         let environment = Environment::new();
         let config = Config::parse(&config.to_string(), &environment).unwrap();
         let secrets = Secrets::read(&config, &environment).unwrap();
         let app = App::start(config, secrets).await.unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let mut bench =
-            Self { app, http, client: Default::default(), token: String::new(), next: AtomicU64::new(0) };
-        let body = json!({ "audiences": ["api"], "scopes": ["read"] });
+        let mut bench = Self {
+            app,
+            http,
+            client: Default::default(),
+            token: String::new(),
+            next: AtomicU64::new(0),
+            sessions: Vec::new(),
+        };
+        let body = json!({
+            "audiences": ["api"], "scopes": ["read"], "grant_types": ["client_credentials", "refresh_token"],
+        });
         let made = bench.json(bench.admin("/admin/v1/clients").json(&body)).await;
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         bench.client = (text(&made["client_id"]), text(&made["client_secret"]));
         bench.token = text(&bench.json(bench.issue()).await["access_token"]);
+        for number in 0..REFRESHED {
+            let body = json!({ "subject": format!("refreshed-{number}"), "client_id": bench.client.0 });
+            let opened = bench.json(bench.admin("/admin/v1/sessions").json(&body)).await;
+            bench.sessions.push(Mutex::new(text(&opened["refresh_token"])));
+        }
         bench
     }
 
@@ -193,14 +234,34 @@ impl Bench {
     }
 
     fn revoke(&self) -> RequestBuilder {
-        let jti = format!("bench-{}", self.next.fetch_add(1, Ordering::Relaxed));
+        let jti = format!("bench-{}", self.next());
         self.admin("/admin/v1/revocations").json(&json!({ "selector": { "token": { "jti": jti } } }))
+    }
+
+    async fn refresh(&self) {
+        let turn = usize::try_from(self.next()).unwrap() % self.sessions.len();
+        let mut token = self.sessions[turn].lock().await;
+        let form = [("grant_type", "refresh_token"), ("refresh_token", token.as_str())];
+        let answer = self.json(self.oauth("/oauth2/token", &form)).await;
+        answer["refresh_token"].as_str().unwrap().clone_into(&mut token);
+    }
+
+    fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn send(&self, request: RequestBuilder) {
+        request.send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
     }
 }
 
-type Call = fn(&Bench) -> RequestBuilder;
-const CALLS: [(&str, Call); 3] =
-    [("issue", Bench::issue), ("introspect", Bench::introspect), ("revoke", Bench::revoke)];
+type Call = for<'b> fn(&'b Bench) -> Pin<Box<dyn Future<Output = ()> + Send + 'b>>;
+const CALLS: [(&str, Call); 4] = [
+    ("issue", |bench| Box::pin(bench.send(bench.issue()))),
+    ("introspect", |bench| Box::pin(bench.send(bench.introspect()))),
+    ("refresh", |bench| Box::pin(bench.refresh())),
+    ("revoke", |bench| Box::pin(bench.send(bench.revoke()))),
+];
 
 /// Calls a second.
 async fn measure(bench: &Arc<Bench>, call: Call, time: Duration) -> f64 {
@@ -210,7 +271,7 @@ async fn measure(bench: &Arc<Bench>, call: Call, time: Duration) -> f64 {
         tokio::spawn(async move {
             let mut done = 0_u32;
             while begun.elapsed() < time {
-                call(&bench).send().await.unwrap().error_for_status().unwrap().bytes().await.unwrap();
+                call(&bench).await;
                 done += 1;
             }
             done
@@ -231,9 +292,7 @@ async fn main() {
     let time = Duration::from_secs(from_environment("ATM_BENCH_SECONDS", 3));
     let directory = || tempfile::tempdir().unwrap();
     let url = tokio::task::spawn_blocking(atm_test_postgres::database).await.unwrap();
-    println!(
-        "| Store | Call | empty, a second | {rows} rows a table | times slower |\n|---|---|---|---|---|"
-    );
+    println!("| Store | Call | empty, a second | {rows} sessions | times slower |\n|---|---|---|---|---|");
     for target in [Target::Embedded(directory()), Target::Postgres(url, directory())] {
         let bench = Arc::new(Bench::start(&target).await);
         let mut empty = Vec::new();
