@@ -87,14 +87,15 @@ impl AdminApi {
     pub async fn reach(&self, revision: u64) -> Result<Reach, AdminError> {
         let fleet = self.ask(Method::GET, "fleet", None).await?;
         let sidecars = fleet["sidecars"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let there = sidecars.iter().filter(|sidecar| {
-            sidecar["state"] == "live"
-                && sidecar["applied_revision"].as_u64().is_some_and(|at| at >= revision)
+        // A large fleet is not listed as a whole, but the worst come first.
+        let lacking = sidecars.iter().filter(|sidecar| {
+            sidecar["state"] != "gone" && sidecar["applied_revision"].as_u64().is_none_or(|at| at < revision)
         });
+        let live = fleet["live"].as_u64().unwrap_or_default();
         Ok(Reach {
             revision: fleet["revision"].as_u64().unwrap_or_default(),
-            live: fleet["live"].as_u64().unwrap_or_default(),
-            in_force_on: there.count() as u64,
+            live,
+            in_force_on: live.saturating_sub(lacking.count() as u64),
         })
     }
 
