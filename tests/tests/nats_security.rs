@@ -115,6 +115,8 @@ async fn a_stolen_sidecar_credential_harms_nobody_else() {
     let feed = context.get_stream_no_info("ATM_FEED").await.unwrap();
     feed.direct_get_last_for_subject("atm.default.feed").await.expect("it may read the log");
 
+    audit_arrives(&secured).await;
+
     let before = control_plane.feed().await;
     publishes_reach_nobody(&secured, &thief, &context).await;
     hears_nobody_else(&secured, &thief, &sidecar).await;
@@ -123,6 +125,18 @@ async fn a_stolen_sidecar_credential_harms_nobody_else() {
     let revision = control_plane.revoke(&["two".into()], now() + 3_600).await;
     sidecar.until_applied(revision).await;
     assert!(!sidecar.log().contains("refused a message"), "nothing forged has even reached it");
+}
+
+/// The control plane may make the stream of its audit, and what it records is in it.
+async fn audit_arrives(secured: &Secured) {
+    let witness = secured.client("CONTROL_PLANE", "_INBOX.control-plane").await;
+    let context = jetstream::new(witness);
+    wait::until("the audit stream to hold the revocation", wait::LONG, || async {
+        let mut stream = context.get_stream("ATM_AUDIT").await.map_err(|error| error.to_string())?;
+        let held = stream.info().await.map_err(|error| error.to_string())?.state.messages;
+        if held > 0 { Ok(()) } else { Err("it is empty".to_owned()) }
+    })
+    .await;
 }
 
 /// Publishing where sidecars listen, or under another one's name, is refused by the server.
