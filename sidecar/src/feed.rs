@@ -145,6 +145,7 @@ impl Follower {
                 self.ahead_since.get_or_insert_with(tokio::time::Instant::now);
             }
             Heard::Level => {
+                self.loading.set_level();
                 self.ahead_since = None;
                 self.ask_again_at = None;
                 self.pause = Duration::ZERO;

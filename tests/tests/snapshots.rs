@@ -275,3 +275,27 @@ async fn a_nats_that_was_away_for_longer_than_the_log_is_kept_gets_what_there_is
     until_held(&sidecar, 29 * 50).await;
     assert_eq!(control_plane.feed().await["epoch"], epoch, "the store is no older copy");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_snapshot_cannot_be_had_the_log_leads_on() {
+    let nats = NatsServer::start().await;
+    let settings = json!({ "feed": { "snapshots": { "everyRevisions": 5, "everySeconds": 3600 } } });
+    let mut control_plane = FeedAuthority::start_connected(&nats.url(), &settings).await;
+    let revision = fill(&control_plane, "first", 8, 50).await;
+    control_plane.until_snapshot(1).await;
+    let network = Proxy::start(nats.port()).await;
+    network.set(Network::Cut);
+    let mut sidecar = Sidecar::configure(&network.nats_url(), &control_plane.feed_key().await);
+    sidecar.start().await;
+    // Its segments are not where they were, so that the stream cannot be filled again.
+    control_plane.kill();
+    std::fs::remove_dir_all(control_plane.path("snapshots")).unwrap();
+    std::fs::write(control_plane.path("snapshots"), "in the way").unwrap();
+    control_plane.start().await;
+    let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    context.delete_stream("ATM_SNAPSHOTS").await.unwrap();
+    network.set(Network::Whole);
+    sidecar.until_applied_within(revision, wait::LONG).await;
+    until_held(&sidecar, 8 * 50).await;
+    sidecar.until_ready().await;
+}

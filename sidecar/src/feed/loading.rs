@@ -35,6 +35,8 @@ pub(super) struct Loading {
     stage: Option<Stage>,
     /// The disk did not take staged segments: the next attempt does without, and so without a limit of what memory holds.
     unstaged: bool,
+    /// The last attempt failed: where the log leads on, it is tried before the next one.
+    in_vain: bool,
     /// When the store was given a snapshot last.
     given: Option<Instant>,
 }
@@ -55,6 +57,11 @@ impl Loading {
         self.stage.is_some()
     }
 
+    /// The state is level: what failed before says nothing of the next time.
+    pub(super) fn set_level(&mut self) {
+        self.in_vain = false;
+    }
+
     /// The next piece; none while none is being fetched.
     pub(super) async fn next(&mut self) -> Loaded {
         match &mut self.stage {
@@ -70,11 +77,11 @@ impl Follower {
         let head = self.applier.head()?;
         let position = self.applier.position();
         let here = if position.epoch == Some(head.epoch) { position.revision } else { 0 };
-        let behind = head.snapshot_revision > here
-            && (here == 0
-                || head.snapshot_revision - here >= SNAPSHOT_DISTANCE
-                || (self.applier.blocked().is_some() && !self.pause.is_zero())
-                || self.applier.was_pruned());
+        let ahead = head.snapshot_revision.saturating_sub(here);
+        let is_the_only_way =
+            (self.applier.blocked().is_some() && !self.pause.is_zero()) || self.applier.was_pruned();
+        let is_shorter = (here == 0 || ahead >= SNAPSHOT_DISTANCE) && !self.loading.in_vain;
+        let behind = ahead > 0 && (is_the_only_way || is_shorter);
         let issuers = !behind && self.applier.has_unnamed_issuers() && head.snapshot_revision > 0;
         (behind || issuers).then(|| self.wanted(head, issuers))
     }
@@ -186,7 +193,7 @@ impl Follower {
     fn load_succeeded(&mut self) {
         self.applier.status().snapshots_loaded.fetch_add(1, Ordering::Relaxed);
         self.pause = Duration::ZERO;
-        self.loading.unstaged = false;
+        (self.loading.unstaged, self.loading.in_vain) = (false, false);
         self.load_ended();
         self.ask_now();
     }
@@ -195,6 +202,7 @@ impl Follower {
         tracing::warn!(problem, "the snapshot cannot be loaded; trying again");
         self.applier.status().snapshots_failed.fetch_add(1, Ordering::Relaxed);
         self.applier.snapshot_failed(problem);
+        self.loading.in_vain = true;
         self.load_ended();
         self.wait_before_asking();
     }
