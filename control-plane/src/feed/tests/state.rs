@@ -145,11 +145,12 @@ async fn a_snapshot_holds_the_state_and_an_unchanged_bucket_keeps_its_segments()
 async fn a_large_bucket_is_cut_by_leading_bits() {
     let fixture = Fixture::start_with(|settings| settings.revisions = 1).await;
     let ids = 200_000;
+    let mut revision = 0;
     for start in (0..ids).step_by(20_000) {
         let ticket = fixture.commit(&many(LATER, start..start + 20_000)).await;
-        fixture.feed.sequenced(&ticket).await.unwrap();
+        revision = fixture.feed.sequenced(&ticket).await.unwrap();
     }
-    let newest = until_snapshot(&fixture, fixture.feed.position().revision).await;
+    let newest = until_snapshot(&fixture, revision).await;
     assert_eq!(newest.segments.len(), 4, "200,000 ids by the first two bits");
     let (tokens, _) = open(&fixture, &newest);
     assert_eq!(tokens.len(), ids as usize);
