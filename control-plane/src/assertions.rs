@@ -16,7 +16,7 @@ use crate::authentication::assertion::{
 use crate::clock::IssueClock;
 use crate::registry::{Client, ClientStatus, FieldError, GrantType};
 use crate::secret::{self, SecretError};
-use crate::store::{Store, StoreError, assertion_rules, clients, single_use};
+use crate::store::{Store, StoreError, assertion_rules, clients, single_use, trusted_issuers};
 
 /// Rules of one realm and issuer at most.
 const MAX_RULES: usize = 256;
@@ -129,7 +129,7 @@ impl AssertionGrants {
     /// Makes a rule.
     pub async fn create(&self, rule: AssertionRule) -> Result<StoredRule, RulesError> {
         let mut errors = check(&rule);
-        if assertion_rules::issuer_keys(&self.store, &rule.issuer).await?.is_none() {
+        if trusted_issuers::published_keys(&self.store, &rule.issuer).await?.is_none() {
             errors.push(error("issuer", "is no trusted issuer with usable keys; register it first"));
         }
         match clients::get(&self.store, &self.realm, &rule.client_id).await? {
@@ -166,7 +166,7 @@ impl AssertionGrants {
         let issuer = UnverifiedToken::parse(assertion).map_err(|_| AssertionError::Signature)?;
         let issuer = issuer.issuer().map_err(|_| AssertionError::Signature)?.to_owned();
         let keys =
-            assertion_rules::issuer_keys(&self.store, &issuer).await?.ok_or(AssertionError::Signature)?;
+            trusted_issuers::published_keys(&self.store, &issuer).await?.ok_or(AssertionError::Signature)?;
         let claims = verified(assertion, &issuer, &keys).ok_or(AssertionError::Signature)?;
         check_audience(&claims, &self.issuer)?;
         let rules = assertion_rules::of_issuer(&self.store, &self.realm, &issuer).await?;

@@ -213,6 +213,19 @@ struct Items<T> {
     next: Option<String>,
 }
 
+impl<T> Items<T> {
+    /// A page of at most `limit`; a full one is followed by another, which begins after the `place` of its last entry.
+    fn page(items: Vec<T>, limit: u32, place: impl FnOnce(&T) -> String) -> Self {
+        let next = if items.len() == limit as usize { items.last().map(place) } else { None };
+        Self { items, next }
+    }
+
+    /// The same page, its entries as they are shown.
+    fn map<U>(self, shown: impl FnMut(T) -> U) -> Items<U> {
+        Items { items: self.items.into_iter().map(shown).collect(), next: self.next }
+    }
+}
+
 /// How many entries a list shows at most.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -231,10 +244,29 @@ fn default_limit() -> u32 {
 
 impl Page {
     fn limit(&self) -> Result<u32, Problem> {
-        if (1..=MAX_LIMIT).contains(&self.limit) {
-            Ok(self.limit)
-        } else {
-            Err(Problem::field("limit", "must be 1 to 1000"))
-        }
+        bounded(self.limit)
     }
+}
+
+/// The `limit` of a list, if it is one.
+fn bounded(limit: u32) -> Result<u32, Problem> {
+    if (1..=MAX_LIMIT).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(Problem::field("limit", "must be 1 to 1000"))
+    }
+}
+
+/// What rotates a secret or a key.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rotate {
+    /// Seconds for which the one before is taken, too.
+    #[serde(default = "default_overlap")]
+    overlap_seconds: u64,
+}
+
+/// A day: time to roll a deployment.
+fn default_overlap() -> u64 {
+    86_400
 }

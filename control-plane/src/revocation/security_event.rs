@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::{Applied, Order, RevocationError, Revocations, Selector};
 use crate::audit::{Action, Actor, Event};
 use crate::secret::{constant_time_equal, sha256};
-use crate::store::{StoreError, security_events, transact};
+use crate::store::{StoreError, security_events, transact, trusted_issuers};
 
 /// The media type and, without `application/`, the `typ` (RFC 8417 §2.3, §7.2).
 pub const MEDIA_TYPE: &str = "application/secevent+jwt";
@@ -228,7 +228,8 @@ impl Revocations {
         }
         let (message, signature) = token.rsplit_once('.').ok_or(MALFORMED)?;
         let signature = base64url::decode(signature).map_err(|_| MALFORMED)?;
-        let keys = security_events::issuer_keys(&self.store, &transmitter.issuer).await?;
+        let keys =
+            trusted_issuers::published_keys(&self.store, &transmitter.issuer).await?.unwrap_or_default();
         let fits = |key: &&atm_core::key::VerificationKey| {
             key.algorithm() == header.algorithm && header.kid.as_deref().is_none_or(|kid| kid == key.kid())
         };

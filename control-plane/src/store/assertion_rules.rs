@@ -1,7 +1,4 @@
-//! Which assertions stand for which client, and the keys that verify them.
-
-use atm_core::key::VerificationKey;
-use atm_proto::change::Change;
+//! Which assertions stand for which client.
 
 use super::query::{Row, query};
 use super::{Store, StoreError, corrupt};
@@ -64,27 +61,6 @@ pub(crate) async fn delete(store: &Store, realm: &str, id: &str) -> Result<bool,
         .execute_alone(store)
         .await?;
     Ok(deleted > 0)
-}
-
-/// The keys in force of a trusted issuer, as the feed carries them; none for one that is not trusted, or not yet.
-pub(crate) async fn issuer_keys(
-    store: &Store,
-    issuer: &str,
-) -> Result<Option<Vec<VerificationKey>>, StoreError> {
-    let row = query("SELECT published FROM trusted_issuers WHERE issuer = $1")
-        .bind(issuer)
-        .fetch_optional(store)
-        .await?;
-    let published: Option<Vec<u8>> = match row {
-        None => None,
-        Some(row) => row.get("published")?,
-    };
-    match published.map(|bytes| Change::decode(&bytes)).transpose() {
-        Ok(None) => Ok(None),
-        Ok(Some(Change::IssuerKeys { keys, .. })) => Ok(Some(keys)),
-        Ok(Some(_)) => Err(corrupt("trusted issuer", "its published change is of another kind")),
-        Err(error) => Err(corrupt("trusted issuer", error)),
-    }
 }
 
 fn rule_from(row: &Row) -> Result<StoredRule, StoreError> {

@@ -1,10 +1,8 @@
-//! Security event tokens that were taken, and the keys of those who send them.
+//! Security event tokens that were taken.
 
-use atm_core::key::VerificationKey;
 use atm_core::time::UnixMillis;
-use atm_proto::change::Change;
 
-use super::{Store, StoreError, Transaction, corrupt, query};
+use super::{Store, StoreError, Transaction, query};
 
 /// Takes note of an event. Returns whether it is new.
 pub(crate) async fn first(
@@ -34,22 +32,4 @@ pub(crate) async fn purge(store: &Store, before: UnixMillis, limit: u32) -> Resu
         .bind(limit)
         .execute_alone(store)
         .await
-}
-
-/// The keys that a trusted issuer published last; none where it is not registered or has none.
-pub(crate) async fn issuer_keys(store: &Store, issuer: &str) -> Result<Vec<VerificationKey>, StoreError> {
-    let row = query("SELECT published FROM trusted_issuers WHERE issuer = $1")
-        .bind(issuer)
-        .fetch_optional(store)
-        .await?;
-    let published: Option<Vec<u8>> = match row {
-        None => None,
-        Some(row) => row.get("published")?,
-    };
-    match published.map(|bytes| Change::decode(&bytes)).transpose() {
-        Ok(None) => Ok(Vec::new()),
-        Ok(Some(Change::IssuerKeys { keys, .. })) => Ok(keys),
-        Ok(Some(_)) => Err(corrupt("trusted issuer", "its published change is of another kind")),
-        Err(error) => Err(corrupt("trusted issuer", error)),
-    }
 }

@@ -44,6 +44,10 @@ enum Connection {
 }
 
 impl Transaction {
+    fn over(store: &Store, connection: Connection) -> Self {
+        Self { store: store.clone(), connection, bumped: Vec::new(), conflicted: false, failed: false }
+    }
+
     pub(super) async fn execute(&mut self, query: Query<'_>) -> Result<u64, StoreError> {
         let outcome = match &mut self.connection {
             Connection::Sqlite(connection) => {
@@ -128,13 +132,7 @@ impl Store {
                 Connection::Postgres(connection)
             }
         };
-        Ok(Transaction {
-            store: self.clone(),
-            connection,
-            bumped: Vec::new(),
-            conflicted: false,
-            failed: false,
-        })
+        Ok(Transaction::over(self, connection))
     }
 
     async fn begin_with(&self, isolation: Isolation) -> Result<Transaction, StoreError> {
@@ -150,13 +148,7 @@ impl Store {
                 Connection::Postgres(connection)
             }
         };
-        Ok(Transaction {
-            store: self.clone(),
-            connection,
-            bumped: Vec::new(),
-            conflicted: false,
-            failed: false,
-        })
+        Ok(Transaction::over(self, connection))
     }
 
     pub(super) async fn execute_alone(&self, query: Query<'_>) -> Result<u64, StoreError> {

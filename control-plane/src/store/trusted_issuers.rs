@@ -1,5 +1,8 @@
 //! Trusted issuers: what was registered, what they published last, and when to look again.
 
+use atm_core::key::VerificationKey;
+use atm_proto::change::Change;
+
 use super::{Row, Store, StoreError, Transaction, corrupt, from_sql, query, to_sql};
 use crate::issuers::{IssuerSettings, TrustedIssuer};
 
@@ -63,6 +66,27 @@ pub(crate) async fn get(store: &Store, id: &str) -> Result<Option<TrustedIssuer>
         .await?
         .map(|row| issuer_from(&row))
         .transpose()
+}
+
+/// The keys in force of a trusted issuer, as the feed carries them; none for one that is not trusted, or not yet.
+pub(crate) async fn published_keys(
+    store: &Store,
+    issuer: &str,
+) -> Result<Option<Vec<VerificationKey>>, StoreError> {
+    let row = query("SELECT published FROM trusted_issuers WHERE issuer = $1")
+        .bind(issuer)
+        .fetch_optional(store)
+        .await?;
+    let published: Option<Vec<u8>> = match row {
+        None => None,
+        Some(row) => row.get("published")?,
+    };
+    match published.map(|bytes| Change::decode(&bytes)).transpose() {
+        Ok(None) => Ok(None),
+        Ok(Some(Change::IssuerKeys { keys, .. })) => Ok(Some(keys)),
+        Ok(Some(_)) => Err(corrupt("trusted issuer", "its published change is of another kind")),
+        Err(error) => Err(corrupt("trusted issuer", error)),
+    }
 }
 
 /// The issuer, locked until the transaction ends.

@@ -88,7 +88,7 @@ impl ClientCertificate {
         if text.len() > MAX_TEXT_BYTES {
             return Err(CertificateError::Encoding);
         }
-        let text = decode_percent(text).ok_or(CertificateError::Encoding)?;
+        let text = decode_percent(text.as_bytes()).ok_or(CertificateError::Encoding)?;
         let pem = Pem::iter_from_buffer(&text).next().and_then(Result::ok);
         let pem = pem.filter(|pem| pem.label == "CERTIFICATE").ok_or(CertificateError::Encoding)?;
         Ok(Self::from_der(pem.contents))
@@ -153,12 +153,12 @@ pub(super) fn name(text: &str) -> Result<String, CertificateError> {
 }
 
 /// The bytes behind percent-encoding; `+` stands for itself, as PEM has it.
-pub(super) fn decode_percent(text: &str) -> Option<Cow<'_, [u8]>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text.as_bytes()));
+pub fn decode_percent(text: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !text.contains(&b'%') {
+        return Some(Cow::Borrowed(text));
     }
     let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let [first, tail @ ..] = rest {
         rest = tail;
         if *first == b'%' {

@@ -22,7 +22,7 @@ pub struct StateCollector {
 }
 
 /// A name, what it means, and its value.
-type Sample = (&'static str, &'static str, f64);
+pub(super) type Sample = (&'static str, &'static str, f64);
 
 impl StateCollector {
     /// A collector over `reader` and `judge`, to be registered once.
@@ -37,18 +37,8 @@ impl StateCollector {
     }
 
     fn families(&self) -> prometheus::Result<Vec<MetricFamily>> {
-        let mut families = Vec::new();
-        let gauges = [self.feed_gauges(), self.cache_gauges()];
-        for (name, help, value) in gauges.into_iter().flatten() {
-            let gauge = Gauge::new(name, help)?;
-            gauge.set(value);
-            families.extend(gauge.collect());
-        }
-        for (name, help, value) in self.counters() {
-            let counter = Counter::new(name, help)?;
-            counter.inc_by(value);
-            families.extend(counter.collect());
-        }
+        let mut families = gauges([self.feed_gauges(), self.cache_gauges()].concat())?;
+        families.extend(counters(self.counters())?);
         families.extend(self.by_label()?);
         families.extend(super::store::families(&self.reader)?);
         Ok(families)
@@ -264,6 +254,28 @@ impl StateCollector {
     }
 }
 
+/// A family a sample.
+pub(super) fn gauges(samples: Vec<Sample>) -> prometheus::Result<Vec<MetricFamily>> {
+    let mut families = Vec::with_capacity(samples.len());
+    for (name, help, value) in samples {
+        let gauge = Gauge::new(name, help)?;
+        gauge.set(value);
+        families.extend(gauge.collect());
+    }
+    Ok(families)
+}
+
+/// A family a sample.
+pub(super) fn counters(samples: Vec<Sample>) -> prometheus::Result<Vec<MetricFamily>> {
+    let mut families = Vec::with_capacity(samples.len());
+    for (name, help, value) in samples {
+        let counter = Counter::new(name, help)?;
+        counter.inc_by(value);
+        families.extend(counter.collect());
+    }
+    Ok(families)
+}
+
 fn labelled<const N: usize>(
     name: &str,
     help: &str,
@@ -278,11 +290,11 @@ fn labelled<const N: usize>(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts and bytes far below 2^53")]
-fn number(value: u64) -> f64 {
+pub(super) fn number(value: u64) -> f64 {
     value as f64
 }
 
-fn size(value: usize) -> f64 {
+pub(super) fn size(value: usize) -> f64 {
     number(value as u64)
 }
 

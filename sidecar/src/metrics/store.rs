@@ -2,12 +2,12 @@
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
-use prometheus::{Counter, Gauge, GaugeVec, Opts};
+use prometheus::{GaugeVec, Opts};
 
+use super::state::{counters, gauges, number, size};
 use crate::state::StateReader;
 
 /// The families, from the numbers now.
-#[expect(clippy::cast_precision_loss, reason = "sizes and counts far below 2^53")]
 pub(super) fn families(reader: &StateReader) -> prometheus::Result<Vec<MetricFamily>> {
     let sizes = reader.load().view.revocations.sizes();
     let store = reader.store_numbers().unwrap_or_default();
@@ -27,78 +27,76 @@ pub(super) fn families(reader: &StateReader) -> prometheus::Result<Vec<MetricFam
     for (name, help, values) in by_place {
         let gauge = GaugeVec::new(Opts::new(name, help), &["place"])?;
         for (place, value) in values {
-            gauge.with_label_values(&[place]).set(value as f64);
+            gauge.with_label_values(&[place]).set(number(value));
         }
         families.extend(gauge.collect());
     }
-    let gauges = [
+    families.extend(gauges(vec![
         (
             "atm_sidecar_revocation_buckets",
             "Buckets of expiry that hold revoked tokens.",
-            sizes.buckets as u64,
+            size(sizes.buckets),
         ),
-        ("atm_sidecar_store_memtable_bytes", "Bytes in RocksDB's memtables.", store.memtable_bytes),
-        ("atm_sidecar_store_block_cache_bytes", "Bytes in RocksDB's block cache.", store.block_cache_bytes),
+        ("atm_sidecar_store_memtable_bytes", "Bytes in RocksDB's memtables.", number(store.memtable_bytes)),
+        (
+            "atm_sidecar_store_block_cache_bytes",
+            "Bytes in RocksDB's block cache.",
+            number(store.block_cache_bytes),
+        ),
         (
             "atm_sidecar_store_block_cache_capacity_bytes",
             "Bytes that RocksDB's block cache may have.",
-            store.block_cache_capacity_bytes,
+            number(store.block_cache_capacity_bytes),
         ),
         (
             "atm_sidecar_store_table_reader_bytes",
             "Bytes of RocksDB's index blocks.",
-            store.table_reader_bytes,
+            number(store.table_reader_bytes),
         ),
-        ("atm_sidecar_store_disk_bytes", "Bytes of RocksDB's table files.", store.disk_bytes),
+        ("atm_sidecar_store_disk_bytes", "Bytes of RocksDB's table files.", number(store.disk_bytes)),
         (
             "atm_sidecar_store_pending_compaction_bytes",
             "Bytes that RocksDB has still to rewrite.",
-            store.pending_compaction_bytes,
+            number(store.pending_compaction_bytes),
         ),
-        ("atm_sidecar_store_running_compactions", "Compactions under way.", store.running_compactions),
-        ("atm_sidecar_store_running_flushes", "Flushes under way.", store.running_flushes),
+        (
+            "atm_sidecar_store_running_compactions",
+            "Compactions under way.",
+            number(store.running_compactions),
+        ),
+        ("atm_sidecar_store_running_flushes", "Flushes under way.", number(store.running_flushes)),
         (
             "atm_sidecar_store_delayed_write_bytes_per_second",
             "What RocksDB slows writes down to; 0 when it does not.",
-            store.delayed_write_bytes_per_second,
+            number(store.delayed_write_bytes_per_second),
         ),
         (
             "atm_sidecar_store_write_stopped",
             "1 while writes wait for compactions.",
-            store.write_stopped.into(),
+            number(store.write_stopped.into()),
         ),
-    ];
-    for (name, help, value) in gauges {
-        let gauge = Gauge::new(name, help)?;
-        gauge.set(value as f64);
-        families.extend(gauge.collect());
-    }
-    let counters = [
+    ])?);
+    families.extend(counters(vec![
         (
             "atm_sidecar_revocation_confirmations_total",
             "Hits of filters that were looked up on disk.",
-            store.confirmations,
+            number(store.confirmations),
         ),
         (
             "atm_sidecar_revocation_false_positives_total",
             "Hits of filters that were not on disk.",
-            store.false_positives,
+            number(store.false_positives),
         ),
         (
             "atm_sidecar_revocation_confirmation_errors_total",
             "Hits of filters that could not be looked up, and were refused.",
-            store.confirmation_errors,
+            number(store.confirmation_errors),
         ),
         (
             "atm_sidecar_store_background_errors_total",
             "Errors of RocksDB's background threads.",
-            store.background_errors,
+            number(store.background_errors),
         ),
-    ];
-    for (name, help, value) in counters {
-        let counter = Counter::new(name, help)?;
-        counter.inc_by(value as f64);
-        families.extend(counter.collect());
-    }
+    ])?);
     Ok(families)
 }

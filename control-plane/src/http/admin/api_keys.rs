@@ -6,9 +6,9 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::{Body, Items, Page, actor};
+use super::{Body, Items, Page, Rotate, actor};
 use crate::api_keys::{ApiKey, ApiKeyChange, NewApiKey};
 use crate::http::Shared;
 use crate::http::problem::Problem;
@@ -28,20 +28,6 @@ pub(super) struct Changed {
     key: ApiKey,
     /// The feed's revision from which on sidecars ask about it anew.
     revision: u64,
-}
-
-/// What rotates a key.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Rotate {
-    /// Seconds for which the key before is taken, too.
-    #[serde(default = "default_overlap")]
-    overlap_seconds: u64,
-}
-
-/// A day: time to roll a deployment.
-fn default_overlap() -> u64 {
-    86_400
 }
 
 /// A key with its new text: the only time that it is shown.
@@ -80,9 +66,7 @@ pub(super) async fn list(
     let Query(page) = page?;
     let limit = page.limit()?;
     let items = services.api_keys.list(page.after.as_deref(), limit).await?;
-    let is_full = items.len() == limit as usize;
-    let next = items.last().filter(|_| is_full).map(|key| key.id.clone());
-    Ok(Json(Items { items, next }))
+    Ok(Json(Items::page(items, limit, |key| key.id.clone())))
 }
 
 pub(super) async fn show(

@@ -29,9 +29,7 @@ pub(super) async fn list(
     let Query(page) = page?;
     let limit = page.limit()?;
     let items = services.assertions.list(page.after.as_deref(), limit).await?;
-    let is_full = items.len() == limit as usize;
-    let next = items.last().filter(|_| is_full).map(|rule| rule.id.clone());
-    Ok(Json(Items { items, next }))
+    Ok(Json(Items::page(items, limit, |rule| rule.id.clone())))
 }
 
 pub(super) async fn remove(

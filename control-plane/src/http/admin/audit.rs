@@ -8,7 +8,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_LIMIT, default_limit};
+use super::{MAX_LIMIT, bounded, default_limit};
 use crate::audit::{ChainView, Filter, ListPage, Top};
 use crate::http::Shared;
 use crate::http::problem::Problem;
@@ -70,10 +70,7 @@ pub(super) async fn list(
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<ListPage>, Problem> {
     let Query(mut wanted) = wanted?;
-    if !(1..=MAX_LIMIT).contains(&wanted.limit) {
-        return Err(Problem::field("limit", "must be 1 to 1000"));
-    }
-    let (after, limit) = (wanted.after.take(), wanted.limit as usize);
+    let (after, limit) = (wanted.after.take(), bounded(wanted.limit)? as usize);
     let page = services.audit.list(&wanted.filter(), after.as_deref(), limit).await?;
     page.map(Json).ok_or_else(|| Problem::field("after", "must be the next of the page before"))
 }

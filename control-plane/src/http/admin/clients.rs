@@ -6,9 +6,9 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::{Body, Items, Page, actor};
+use super::{Body, Items, Page, Rotate, actor};
 use crate::http::Shared;
 use crate::http::problem::Problem;
 use crate::registry::{Client, ClientChange, NewClient};
@@ -20,20 +20,6 @@ struct Created<'a> {
     client: &'a Client,
     #[serde(skip_serializing_if = "Option::is_none")]
     client_secret: Option<&'a str>,
-}
-
-/// What rotates a secret.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Rotate {
-    /// Seconds for which the secret before is taken, too.
-    #[serde(default = "default_overlap")]
-    overlap_seconds: u64,
-}
-
-/// A day: time to roll a deployment.
-fn default_overlap() -> u64 {
-    86_400
 }
 
 /// What the removal of a client came to.
@@ -64,9 +50,7 @@ pub(super) async fn list(
     let Query(page) = page?;
     let limit = page.limit()?;
     let items = services.registry.list(page.after.as_deref(), limit).await?;
-    let is_full = items.len() == limit as usize;
-    let next = items.last().filter(|_| is_full).map(|client| client.client_id.clone());
-    Ok(Json(Items { items, next }))
+    Ok(Json(Items::page(items, limit, |client| client.client_id.clone())))
 }
 
 pub(super) async fn show(

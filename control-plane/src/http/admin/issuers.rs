@@ -75,9 +75,7 @@ pub(super) async fn list(
     let Query(page) = page?;
     let limit = page.limit()?;
     let items = services.issuers.list(page.after.as_deref(), limit).await?;
-    let is_full = items.len() == limit as usize;
-    let next = items.last().filter(|_| is_full).map(|issuer| issuer.settings.issuer.clone());
-    Ok(Json(Items { items: items.into_iter().map(Shown::from).collect(), next }))
+    Ok(Json(Items::page(items, limit, |issuer| issuer.settings.issuer.clone()).map(Shown::from)))
 }
 
 pub(super) async fn show(

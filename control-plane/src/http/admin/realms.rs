@@ -65,10 +65,8 @@ pub(super) async fn list(
     let Query(page) = page?;
     let limit = page.limit()?;
     let items = realms(&services)?.list(page.after.as_deref(), limit).await?;
-    let is_full = items.len() == limit as usize;
-    let next = items.last().filter(|_| is_full).map(|realm| realm.name.clone());
-    let items = items.into_iter().map(|realm| shown(&services, realm)).collect();
-    Ok(Json(Items { items, next }))
+    let page = Items::page(items, limit, |realm| realm.name.clone());
+    Ok(Json(page.map(|realm| shown(&services, realm))))
 }
 
 pub(super) async fn show(

@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Items, MAX_LIMIT, default_limit};
+use super::{Body, Items, bounded, default_limit};
 use crate::admin_access::Holder;
 use crate::feed::Receipt;
 use crate::http::problem::Problem;
@@ -213,9 +213,7 @@ pub(super) async fn list(
     let (limit, after) = (bounded(limit)?, after.as_deref().map(place).transpose()?);
     let filter = RevocationFilter { kind, value, actor, reason, since_ms, until_ms };
     let items = services.revocations.list(&filter, after, limit).await?;
-    let is_full = items.len() == limit as usize;
-    let next = items.last().filter(|_| is_full).map(|record| format!("{}.{}", record.created_at, record.id));
-    Ok(Json(Items { items, next }))
+    Ok(Json(Items::page(items, limit, |record| format!("{}.{}", record.created_at, record.id))))
 }
 
 /// Which scheduled ones to list.
@@ -238,10 +236,7 @@ pub(super) async fn scheduled(
     let status = status.ok_or_else(|| Problem::field("status", "must be pending, done or cancelled"))?;
     let (limit, after) = (bounded(limit)?, after.as_deref().map(place).transpose()?);
     let items = services.revocations.scheduled(status, after, limit).await?;
-    let is_full = items.len() == limit as usize;
-    let next =
-        items.last().filter(|_| is_full).map(|scheduled| format!("{}.{}", scheduled.at_ms, scheduled.id));
-    Ok(Json(Items { items, next }))
+    Ok(Json(Items::page(items, limit, |scheduled| format!("{}.{}", scheduled.at_ms, scheduled.id))))
 }
 
 pub(super) async fn cancel(
@@ -256,14 +251,6 @@ pub(super) async fn cancel(
             "there is no pending revocation with this id; it may have been carried out",
         )
     })
-}
-
-fn bounded(limit: u32) -> Result<u32, Problem> {
-    if (1..=MAX_LIMIT).contains(&limit) {
-        Ok(limit)
-    } else {
-        Err(Problem::field("limit", "must be 1 to 1000"))
-    }
 }
 
 /// `instant.id`

@@ -8,7 +8,7 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Items, actor};
+use super::{Body, Items, actor, bounded};
 use crate::http::Shared;
 use crate::http::problem::Problem;
 use crate::sessions::{DisabledSubject, NewSession, Session};
@@ -75,11 +75,9 @@ pub(super) async fn list(
     query: Result<Query<OfSubject>, QueryRejection>,
 ) -> Result<Json<Items<Session>>, Problem> {
     let Query(OfSubject { subject, limit, after }) = query?;
-    let limit = super::Page { limit, after: None }.limit()?;
+    let limit = bounded(limit)?;
     let items = services.sessions.of_subject(&subject, after.as_deref(), limit).await?;
-    let is_full = items.len() == limit as usize;
-    let next = items.last().filter(|_| is_full).map(|session| session.id.clone());
-    Ok(Json(Items { items, next }))
+    Ok(Json(Items::page(items, limit, |session| session.id.clone())))
 }
 
 pub(super) async fn show(
@@ -130,7 +128,5 @@ pub(super) async fn disabled(
     let Query(page) = page?;
     let limit = page.limit()?;
     let items = services.sessions.disabled_subjects(page.after.as_deref(), limit).await?;
-    let is_full = items.len() == limit as usize;
-    let next = items.last().filter(|_| is_full).map(|disabled| disabled.subject.clone());
-    Ok(Json(Items { items, next }))
+    Ok(Json(Items::page(items, limit, |disabled| disabled.subject.clone())))
 }

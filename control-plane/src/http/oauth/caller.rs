@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use atm_core::binding::certificate::decode_percent;
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
@@ -52,27 +53,10 @@ fn forwarded(headers: &HeaderMap, proxy: &TrustedProxy) -> Result<Option<Present
     if values.next().is_some() || value.len() > MAX_FORWARDED {
         return Err(malformed());
     }
-    let text = percent_decoded(value.as_bytes()).ok_or_else(malformed)?;
+    let text = decode_percent(value.as_bytes()).ok_or_else(malformed)?;
     let chain: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let certificate = chain.ok().and_then(|chain| PresentedCertificate::of_chain(&chain));
     certificate.map(Some).ok_or_else(malformed)
-}
-
-/// The bytes behind percent-encoding; `+` stands for itself, as PEM has it.
-fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if *first == b'%' {
-            let (digits, tail) = tail.split_at_checked(2)?;
-            decoded.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-            rest = tail;
-        } else {
-            decoded.push(*first);
-        }
-    }
-    Some(decoded)
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ async fn a_security_event_counts_once(place: Place) {
     assert!(first(2).await);
     assert_eq!(security_events::purge(&store, UnixMillis(10), 10).await.unwrap(), 0);
     assert_eq!(security_events::purge(&store, UnixMillis(11), 1).await.unwrap(), 1, "bounded");
-    assert!(security_events::issuer_keys(&store, "unknown").await.unwrap().is_empty());
+    assert!(trusted_issuers::published_keys(&store, "unknown").await.unwrap().is_none());
 }
 
 async fn past_calls_are_found_by_what_they_named(place: Place) {
