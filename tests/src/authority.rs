@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use crate::clock::WallClock;
 use crate::http::{self, Answer};
+use crate::island::Island;
 use crate::process::{Environment, Process};
 use crate::token::base64url;
 use crate::{programs, wait};
@@ -22,6 +23,8 @@ pub struct FeedAuthority {
     directory: TempDir,
     bound: Value,
     environment: Environment,
+    /// What its program is started behind.
+    prefix: Vec<String>,
 }
 
 impl FeedAuthority {
@@ -34,8 +37,13 @@ impl FeedAuthority {
             std::fs::write(directory.path().join(name), base64url(bytes)).expect("secret is written");
         }
         std::fs::write(directory.path().join("admin.token"), ADMIN_TOKEN).expect("secret is written");
-        let control_plane =
-            Self { process: None, directory, bound: Value::Null, environment: Environment::new() };
+        let control_plane = Self {
+            process: None,
+            directory,
+            bound: Value::Null,
+            environment: Environment::new(),
+            prefix: Vec::new(),
+        };
         let mut config = control_plane.base(nats_url);
         merge(&mut config, changes);
         std::fs::write(control_plane.path("control-plane.yaml"), config.to_string())
@@ -88,7 +96,13 @@ impl FeedAuthority {
         let config = self.path("control-plane.yaml").display().to_string();
         let (program, log) = (programs::ours("atm-control-plane"), self.path("control-plane.log"));
         let arguments = ["--config", &config];
-        Process::start_in("atm-control-plane", &program, &arguments, &log, &self.environment)
+        let environment = &self.environment;
+        Process::start_behind("atm-control-plane", &self.prefix, &program, &arguments, &log, environment)
+    }
+
+    /// Has it run in a network of its own from the next start on.
+    pub fn put_in(&mut self, island: &Island) {
+        self.prefix = island.prefix();
     }
 
     /// Starts it with the wall clock that this returns, from the next start on.

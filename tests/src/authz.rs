@@ -1,6 +1,7 @@
 //! A client of ext_authz, for suites that do not need Envoy between.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
@@ -42,10 +43,10 @@ impl Authz {
         Self { client }
     }
 
-    /// As [`Self::connect`], of a sidecar that may be down; connects when it is asked.
-    pub fn lazy(address: &str) -> Self {
-        let endpoint =
-            tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("an address");
+    /// At a unix socket of a sidecar that may be down; connects when it is asked.
+    pub fn lazy(socket: &Path) -> Self {
+        let socket = format!("unix:{}", socket.display());
+        let endpoint = tonic::transport::Endpoint::from_shared(socket).expect("a path");
         let endpoint = endpoint.connect_timeout(BOUND).timeout(BOUND);
         Self { client: AuthorizationClient::new(endpoint.connect_lazy()) }
     }

@@ -128,7 +128,8 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("bound").port()
 }
 
-/// Three servers that keep streams together, each write on the disk before it is acknowledged.
+/// Three servers that keep streams together, each write on the disk before it is acknowledged. They do not tell clients of each
+/// other, so that whoever is given a proxy stays behind it.
 #[derive(Debug)]
 pub struct NatsCluster {
     /// The servers.
@@ -147,7 +148,7 @@ impl NatsCluster {
                 format!(
                     "server_name: n{number}\nlisten: \"127.0.0.1:{port}\"\n\
                      jetstream {{ store_dir: \"{}\", sync_interval: always }}\n\
-                     cluster {{ name: atm, listen: \"127.0.0.1:{route}\", routes: [{}] }}\n",
+                     cluster {{ name: atm, listen: \"127.0.0.1:{route}\", no_advertise: true, routes: [{}] }}\n",
                     directory.join("jetstream").display(),
                     others.join(", ")
                 )

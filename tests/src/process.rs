@@ -39,6 +39,24 @@ impl Process {
         Self::start_command(name, command, log)
     }
 
+    /// As [`Self::start_in`], behind the words that come before the program: see [`crate::island::Island::prefix`].
+    pub fn start_behind(
+        name: &str,
+        prefix: &[String],
+        program: &Path,
+        arguments: &[&str],
+        log: &Path,
+        environment: &Environment,
+    ) -> Self {
+        let Some((first, rest)) = prefix.split_first() else {
+            return Self::start_in(name, program, arguments, log, environment);
+        };
+        let mut command = Command::new(first);
+        command.args(rest).arg(program).args(arguments);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        Self::start_command(name, command, log)
+    }
+
     /// Starts `command`; standard output and error are appended to `log`.
     pub fn start_command(name: &str, mut command: Command, log: &Path) -> Self {
         let out: File = OpenOptions::new().create(true).append(true).open(log).expect("log file opens");

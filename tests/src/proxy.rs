@@ -17,7 +17,15 @@ pub enum Network {
     Cut,
     /// Connections stay open and nothing passes, as behind a firewall that drops packets.
     Stalled,
+    /// A bit of one in [`GARBLE_ONE_OF`] reads from the server is flipped; of those from the client too, where it says so.
+    Garbled {
+        /// Whether what the client sends is damaged as well.
+        both_ways: bool,
+    },
 }
+
+/// Of so many reads one is damaged.
+const GARBLE_ONE_OF: usize = 5;
 
 /// A proxy on a free port in front of one address.
 #[derive(Debug)]
@@ -31,7 +39,12 @@ pub struct Proxy {
 impl Proxy {
     /// In front of `127.0.0.1:target`.
     pub async fn start(target: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::start_at("127.0.0.1", target).await
+    }
+
+    /// As [`Self::start`], listening at an address of this machine.
+    pub async fn start_at(address: &str, target: u16) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.expect("a free port");
         let port = listener.local_addr().expect("bound").port();
         let network = watch::Sender::new(Network::Whole);
         let target = Arc::new(AtomicU16::new(target));
@@ -88,8 +101,8 @@ async fn connection(client: TcpStream, server: TcpStream, mut network: watch::Re
     let (up, down) = (network.clone(), network.clone());
     tokio::select! {
         _ = network.wait_for(|network| *network == Network::Cut) => {}
-        () = pass(from_client, to_server, up) => {}
-        () = pass(from_server, to_client, down) => {}
+        () = pass(from_client, to_server, up, true) => {}
+        () = pass(from_server, to_client, down, false) => {}
     }
 }
 
@@ -97,11 +110,23 @@ async fn pass(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut network: watch::Receiver<Network>,
+    upwards: bool,
 ) {
     let mut buffer = vec![0; 64 * 1024];
+    let mut garbled = 0_usize;
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
         if network.wait_for(|network| *network != Network::Stalled).await.is_err() {
             return;
+        }
+        if let Network::Garbled { both_ways } = *network.borrow()
+            && (both_ways || !upwards)
+        {
+            garbled += 1;
+            if garbled.is_multiple_of(GARBLE_ONE_OF) {
+                // Another place each time, all over what was read.
+                let at = garbled.wrapping_mul(2_654_435_761) % length;
+                buffer[at] ^= 1 << (garbled % 8);
+            }
         }
         if to.write_all(&buffer[..length]).await.is_err() {
             return;

@@ -10,6 +10,7 @@ use crate::authority::merge;
 use crate::authz::Authz;
 use crate::clock::WallClock;
 use crate::http::{self, Answer};
+use crate::island::Island;
 use crate::process::{Environment, Process};
 use crate::{programs, wait};
 
@@ -20,6 +21,8 @@ pub struct Sidecar {
     directory: TempDir,
     bound: Value,
     environment: Environment,
+    /// What its program is started behind.
+    prefix: Vec<String>,
 }
 
 impl Sidecar {
@@ -35,9 +38,16 @@ impl Sidecar {
         if !changes.is_null() {
             merge(&mut config, changes);
         }
+        std::fs::create_dir_all(directory.path().join("disk")).expect("a directory for its store");
         std::fs::write(directory.path().join("sidecar.yaml"), config.to_string())
             .expect("configuration is written");
-        Self { process: None, directory, bound: Value::Null, environment: Environment::new() }
+        Self {
+            process: None,
+            directory,
+            bound: Value::Null,
+            environment: Environment::new(),
+            prefix: Vec::new(),
+        }
     }
 
     /// Configures it, starts it and waits until it is ready.
@@ -90,7 +100,13 @@ impl Sidecar {
         let (config, program) = (config.to_str().expect("UTF-8 path"), program.to_str().expect("UTF-8 path"));
         let arguments = ["--ignore-signal=XFSZ", program, "--config", config];
         let log = self.path("sidecar.log");
-        Process::start_in("atm-sidecar", Path::new("/usr/bin/env"), &arguments, &log, &self.environment)
+        let (env, environment) = (Path::new("/usr/bin/env"), &self.environment);
+        Process::start_behind("atm-sidecar", &self.prefix, env, &arguments, &log, environment)
+    }
+
+    /// Has it run in a network of its own from the next start on.
+    pub fn put_in(&mut self, island: &Island) {
+        self.prefix = island.prefix();
     }
 
     /// Starts it with the wall clock that this returns, from the next start on.
@@ -118,9 +134,14 @@ impl Sidecar {
         self.path("atm.sock")
     }
 
+    /// What its RocksDB lies on: a directory that a file system of its own can be mounted over before the first start.
+    pub fn disk(&self) -> PathBuf {
+        self.path("disk")
+    }
+
     /// Where its RocksDB lies.
     pub fn store(&self) -> PathBuf {
-        self.path("db")
+        self.disk().join("db")
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -238,7 +259,7 @@ pub fn config(directory: &Path, nats_url: &str, feed_key: &str) -> Value {
         "realmGroup": "default",
         "nats": { "url": nats_url },
         "feedKeys": [feed_key],
-        "store": { "path": path("db"), "blockCacheMiB": 8 },
+        "store": { "path": path("disk/db"), "blockCacheMiB": 8 },
         "listen": {
             "grpcUnix": path("atm.sock"),
             "grpc": "127.0.0.1:0",

@@ -66,7 +66,7 @@ async fn a_good_configuration_passes_the_check_and_starts_nothing() {
     let config = sidecar::config(directory.path(), NOWHERE, &any_feed_key());
     let output = run_with_config(PROGRAM, &config.to_string(), &["--check"]).await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(!directory.path().join("db").exists(), "a check must not create the store");
+    assert!(!directory.path().join("disk").exists(), "a check must not create the store");
 }
 
 #[tokio::test]

@@ -4,41 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use atm_tests::proxy::{Network, Proxy};
+use atm_tests::proxy::Network;
 use atm_tests::wait;
 
+use super::random::Random;
 use super::stack::Stack;
-
-/// A small generator (SplitMix64): the same seed gives the same faults in the same order.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn millis(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(from + self.below(to - from))
-    }
-
-    fn index(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).unwrap()
-    }
-}
+use super::wiring::Wiring;
 
 /// Makes faults and counts them.
 pub(crate) struct Faults {
@@ -49,8 +21,9 @@ pub(crate) struct Faults {
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total: u64 = self.made.values().sum();
-        write!(f, "{total}")?;
-        self.made.iter().try_for_each(|(name, number)| write!(f, ", {number} {name}"))
+        write!(f, "{total}: ")?;
+        let kinds: Vec<_> = self.made.iter().map(|(name, number)| format!("{number} {name}")).collect();
+        f.write_str(&kinds.join(", "))
     }
 }
 
@@ -61,18 +34,21 @@ impl Faults {
 
     /// One fault, to its end, and some time without any.
     pub(crate) async fn one(&mut self, stack: &mut Stack) {
-        let name = match self.random.below(12) {
+        let name = match self.random.below(17) {
             0 => self.kill_sidecar(stack).await,
             1 => self.kill_control_plane(stack).await,
             2 => self.kill_nats(stack, false).await,
             3 => self.kill_nats(stack, true).await,
             4 => self.stop_sidecar(stack).await,
             5 => self.stop_control_plane(stack).await,
-            6 => self.cut_sidecar(stack).await,
-            7 => self.cut_control_plane(stack).await,
-            8 => self.fill_disk(stack).await,
-            9 => self.flip_byte(stack).await,
-            10 => self.step_clock(stack),
+            6 => self.stop_nats(stack).await,
+            7 | 8 => self.cut_sidecar(stack).await,
+            9 | 10 => self.cut_control_plane(stack).await,
+            11 => self.fill_disk(stack).await,
+            12 => self.limit_files(stack).await,
+            13 => self.flip_byte(stack).await,
+            14 => self.step_clock(stack),
+            15 => self.break_store(stack).await,
             _ => self.kill_everything(stack).await,
         };
         *self.made.entry(name).or_default() += 1;
@@ -85,25 +61,39 @@ impl Faults {
         node.sidecar.kill();
         tokio::time::sleep(self.random.millis(0, 800)).await;
         node.sidecar.start().await;
-        node.limited = false;
         "sidecars killed"
     }
 
     async fn kill_control_plane(&mut self, stack: &mut Stack) -> &'static str {
-        stack.control_plane.kill();
+        let plane = self.random.index(stack.planes.len());
+        let plane = &mut stack.planes[plane];
+        plane.control_plane.kill();
         tokio::time::sleep(self.random.millis(0, 800)).await;
-        stack.control_plane.start().await;
+        plane.control_plane.start().await;
         "control planes killed"
     }
 
+    /// One nats-server, or each of them.
     async fn kill_nats(&mut self, stack: &mut Stack, wipe: bool) -> &'static str {
-        stack.nats.kill();
-        if wipe {
-            stack.nats.wipe();
+        let one = self.random.index(stack.nats.len());
+        let all = self.random.one_in(4);
+        let hit = |number: usize| all || number == one;
+        for (_, server) in stack.nats.iter_mut().enumerate().filter(|(number, _)| hit(*number)) {
+            server.kill();
+            if wipe {
+                server.wipe();
+            }
         }
         tokio::time::sleep(self.random.millis(0, 1_500)).await;
-        stack.nats.restart().await;
-        if wipe { "NATS wiped" } else { "NATS killed" }
+        for (_, server) in stack.nats.iter_mut().enumerate().filter(|(number, _)| hit(*number)) {
+            server.restart().await;
+        }
+        match (wipe, all) {
+            (false, false) => "nats-servers killed",
+            (true, false) => "nats-servers wiped",
+            (false, true) => "times all of NATS killed",
+            (true, true) => "times all of NATS wiped",
+        }
     }
 
     async fn stop_sidecar(&mut self, stack: &mut Stack) -> &'static str {
@@ -114,9 +104,17 @@ impl Faults {
     }
 
     async fn stop_control_plane(&mut self, stack: &mut Stack) -> &'static str {
-        let pid = stack.control_plane.process().id();
+        let plane = self.random.index(stack.planes.len());
+        let pid = stack.planes[plane].control_plane.process().id();
         self.stop(pid).await;
         "control planes stopped"
+    }
+
+    async fn stop_nats(&mut self, stack: &mut Stack) -> &'static str {
+        let server = self.random.index(stack.nats.len());
+        let pid = stack.nats[server].pid().expect("it runs between faults");
+        self.stop(pid).await;
+        "nats-servers stopped"
     }
 
     /// SIGSTOP, and SIGCONT after a while: a machine that stands still.
@@ -128,33 +126,68 @@ impl Faults {
 
     async fn cut_sidecar(&mut self, stack: &mut Stack) -> &'static str {
         let node = self.random.index(stack.nodes.len());
-        self.cut(&stack.nodes[node].network).await;
-        "sidecars cut off"
+        // What it reports is what the oracle judges by: only what it hears is damaged.
+        self.disturb(&stack.nodes[node].wiring, Network::Garbled { both_ways: false }).await
     }
 
     async fn cut_control_plane(&mut self, stack: &mut Stack) -> &'static str {
-        self.cut(&stack.control_network).await;
-        "control planes cut off"
+        let plane = self.random.index(stack.planes.len());
+        self.disturb(&stack.planes[plane].wiring, Network::Garbled { both_ways: true }).await
     }
 
-    async fn cut(&mut self, network: &Proxy) {
-        network.set(if self.random.below(2) == 0 { Network::Cut } else { Network::Stalled });
-        tokio::time::sleep(self.random.millis(200, 4_000)).await;
-        network.set(Network::Whole);
+    /// The network of one program: its link down, its connections to NATS closed or stalled or damaged, or one of them alone.
+    async fn disturb(&mut self, wiring: &Wiring, garbled: Network) -> &'static str {
+        let (kind, one) = (self.random.below(5), self.random.index(wiring.nats.len()));
+        let duration = self.random.millis(200, 4_000);
+        let name = match kind {
+            0 | 1 if wiring.island.is_some() => {
+                wiring.island.iter().for_each(|island| island.set_link(false));
+                "links down"
+            }
+            0 | 2 => {
+                wiring.set(Network::Cut);
+                "times connections to NATS closed"
+            }
+            1 => {
+                wiring.set(Network::Stalled);
+                "times connections to NATS stalled"
+            }
+            3 => {
+                wiring.nats[one].set(Network::Stalled);
+                "times the connection to one nats-server stalled"
+            }
+            _ => {
+                wiring.set(garbled);
+                "times bytes flipped on the wire"
+            }
+        };
+        tokio::time::sleep(duration).await;
+        wiring.heal();
+        name
     }
 
-    /// The sidecar's disk takes no more, until it is started again.
+    /// The sidecar's disk takes no more, for a while; it goes on by itself, or is started again.
     async fn fill_disk(&mut self, stack: &mut Stack) -> &'static str {
+        let node = self.random.index(stack.nodes.len());
+        let Some(disk) = &stack.nodes[node].disk else { return self.limit_files(stack).await };
+        disk.fill();
+        tokio::time::sleep(self.random.millis(500, 3_000)).await;
+        disk.free();
+        if self.random.one_in(2) {
+            stack.nodes[node].restart().await;
+        }
+        "full disks of sidecars"
+    }
+
+    /// No file of the sidecar's may grow, until it is started again.
+    async fn limit_files(&mut self, stack: &mut Stack) -> &'static str {
         let node = self.random.index(stack.nodes.len());
         let node = &mut stack.nodes[node];
         node.sidecar.limit_files(4_096);
-        node.limited = true;
         tokio::time::sleep(self.random.millis(500, 2_000)).await;
         // Killed with the full disk, started with an empty one.
-        node.sidecar.kill();
-        node.sidecar.start().await;
-        node.limited = false;
-        "full disks"
+        node.restart().await;
+        "file size limits of sidecars"
     }
 
     /// A byte of a sidecar's database changes while it is down. It may start with less than it had, so it is not ready
@@ -174,33 +207,70 @@ impl Faults {
             }
         }
         node.sidecar.start().await;
-        node.limited = false;
         node.sidecar.until_ready_within(wait::LONG).await;
-        "bytes flipped"
+        "bytes flipped in databases"
     }
 
     /// Somebody's wall clock is stepped, within what policies allow for between two of them.
     fn step_clock(&mut self, stack: &Stack) -> &'static str {
-        let clocks = stack.nodes.iter().map(|node| &node.clock).chain([&stack.control_clock]);
-        let clocks: Vec<_> = clocks.collect();
+        let planes = stack.planes.iter().map(|plane| &plane.clock);
+        let clocks: Vec<_> = stack.nodes.iter().map(|node| &node.clock).chain(planes).collect();
         let at = self.random.index(clocks.len());
         clocks[at].step_to(i64::try_from(self.random.below(25)).unwrap() - 12);
         "clocks stepped"
     }
 
-    async fn kill_everything(&mut self, stack: &mut Stack) -> &'static str {
-        stack.control_plane.kill();
-        stack.nats.kill();
-        for node in &mut stack.nodes {
-            node.sidecar.kill();
+    /// PostgreSQL is killed, stands still or cannot be reached by one control plane; the embedded store's disk is full.
+    async fn break_store(&mut self, stack: &mut Stack) -> &'static str {
+        let (kind, plane) = (self.random.below(3), self.random.index(stack.planes.len()));
+        let duration = self.random.millis(200, 3_000);
+        let Some(database) = &mut stack.database else {
+            let Some(disk) = &stack.planes[plane].disk else { return self.stop_control_plane(stack).await };
+            disk.fill();
+            tokio::time::sleep(duration).await;
+            disk.free();
+            return "full disks of control planes";
+        };
+        match kind {
+            0 => {
+                tokio::task::block_in_place(|| database.kill());
+                tokio::time::sleep(duration).await;
+                tokio::task::block_in_place(|| database.restart());
+                "times PostgreSQL killed"
+            }
+            1 => {
+                database.pause();
+                tokio::time::sleep(duration).await;
+                database.resume();
+                "times PostgreSQL stopped"
+            }
+            _ => {
+                let store = stack.planes[plane].store.as_ref().expect("there is a database");
+                store.set(if self.random.one_in(2) { Network::Cut } else { Network::Stalled });
+                tokio::time::sleep(duration).await;
+                store.set(Network::Whole);
+                "times PostgreSQL out of a control plane's reach"
+            }
         }
-        stack.nats.restart().await;
-        stack.control_plane.start().await;
+    }
+
+    async fn kill_everything(&mut self, stack: &mut Stack) -> &'static str {
+        stack.planes.iter_mut().for_each(|plane| plane.control_plane.kill());
+        stack.nats.iter_mut().for_each(atm_tests::nats::NatsServer::kill);
+        stack.nodes.iter_mut().for_each(|node| node.sidecar.kill());
+        if let Some(database) = &mut stack.database {
+            tokio::task::block_in_place(|| database.restart());
+        }
+        for server in &mut stack.nats {
+            server.restart().await;
+        }
+        for plane in &mut stack.planes {
+            plane.control_plane.start().await;
+        }
         for node in &mut stack.nodes {
             node.sidecar.start().await;
-            node.limited = false;
         }
-        "everything killed"
+        "times everything killed"
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atm_proto::report::SidecarReport;
+use atm_tests::authority::FeedAuthority;
 use atm_tests::authz::Authz;
 use atm_tests::dev::claims;
 use atm_tests::http;
@@ -18,6 +19,11 @@ use super::stack::Stack;
 
 /// Reasons with which a valid token may be refused: nobody can know better then.
 const EXCUSED: [&str; 3] = ["stale", "not_ready", "revocation_unconfirmed"];
+
+/// How long a control plane may take for an answer before another one is asked.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Tokens that are used more often than others: those about to be revoked, and revoked lately.
+const RECENT: usize = 40;
 
 #[derive(Debug, Clone)]
 enum Standing {
@@ -57,6 +63,13 @@ pub(crate) struct Summary {
     pub(crate) violations: Vec<String>,
 }
 
+impl Summary {
+    /// Answers of sidecars.
+    pub(crate) fn decisions(&self) -> u64 {
+        self.permits + self.refusals + self.excused
+    }
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { acknowledged, permits, refusals, excused, unanswered, violations } = self;
@@ -78,18 +91,20 @@ pub(crate) struct Traffic {
 impl Traffic {
     pub(crate) async fn start(stack: &Stack) -> Self {
         let knowledge = Arc::new(Mutex::new(Knowledge::default()));
-        let oauth = stack.control_plane.oauth_url().trim_start_matches("http://").to_owned();
-        let admin = stack.control_plane.admin_address();
-        for _ in 0..20 {
-            let token = issue(&oauth, &stack.client).await.expect("a token before any fault");
+        let planes: Vec<_> = stack.planes.iter().map(|plane| Addresses::of(&plane.control_plane)).collect();
+        for number in 0..20 {
+            let oauth = &planes[number % planes.len()].oauth;
+            let token = issue(oauth, &stack.client).await.expect("a token before any fault");
             knowledge.lock().unwrap().tokens.push(token);
         }
-        let mut tasks = vec![
-            tokio::spawn(hear_reports(Arc::clone(&knowledge), stack.nats.url())),
-            tokio::spawn(revoke(Arc::clone(&knowledge), oauth, admin, stack.client.clone())),
-        ];
+        let mut tasks = vec![tokio::spawn(revoke(Arc::clone(&knowledge), planes, stack.client.clone()))];
+        // At each server, for the time that one of them is away.
+        for server in &stack.nats {
+            tasks.push(tokio::spawn(hear_reports(Arc::clone(&knowledge), server.url())));
+        }
         for node in &stack.nodes {
-            tasks.push(tokio::spawn(check(Arc::clone(&knowledge), node.id.clone(), Authz::lazy(&node.grpc))));
+            let authz = Authz::lazy(&node.socket);
+            tasks.push(tokio::spawn(check(Arc::clone(&knowledge), node.id.clone(), authz)));
         }
         Self { knowledge, tasks }
     }
@@ -104,9 +119,10 @@ impl Traffic {
         self.tasks.iter().for_each(JoinHandle::abort);
         let tokens = self.knowledge.lock().unwrap().tokens.clone();
         for node in &stack.nodes {
-            let authz = Authz::connect(&node.grpc).await;
+            let authz = Authz::lazy(&node.socket);
             for token in &tokens {
-                let verdict = authz.check_token(&token.text).await;
+                let verdict =
+                    authz.try_check_token(&token.text).await.expect("an answer: nothing is broken now");
                 let right = match token.standing {
                     Standing::Valid => verdict.is_permit(),
                     Standing::Unknown => verdict.is_permit() || verdict.reason == "revoked_token",
@@ -123,6 +139,19 @@ impl Traffic {
     }
 }
 
+/// Where a control plane listens; the same after each start.
+struct Addresses {
+    oauth: String,
+    admin: String,
+}
+
+impl Addresses {
+    fn of(control_plane: &FeedAuthority) -> Self {
+        let oauth = control_plane.oauth_url().trim_start_matches("http://").to_owned();
+        Self { oauth, admin: control_plane.admin_address() }
+    }
+}
+
 async fn issue(oauth: &str, client: &(String, String)) -> Option<Token> {
     let body = format!(
         "grant_type=client_credentials&client_id={}&client_secret={}&audience=orders-api&scope=orders.read",
@@ -130,7 +159,8 @@ async fn issue(oauth: &str, client: &(String, String)) -> Option<Token> {
     );
     let headers = [("content-type", "application/x-www-form-urlencoded")];
     let request = http::request("POST", "/oauth2/token", oauth, &headers, &body);
-    let answer = http::exchange(oauth, &request).await.ok().filter(|answer| answer.status == 200)?;
+    let answer = tokio::time::timeout(PATIENCE, http::exchange(oauth, &request)).await.ok()?;
+    let answer = answer.ok().filter(|answer| answer.status == 200)?;
     let text = answer.json()["access_token"].as_str()?.to_owned();
     let claims = claims(&text);
     Some(Token {
@@ -142,10 +172,10 @@ async fn issue(oauth: &str, client: &(String, String)) -> Option<Token> {
 }
 
 /// Revokes one token after the other, and issues another one for each.
-async fn revoke(knowledge: Arc<Mutex<Knowledge>>, oauth: String, admin: String, client: (String, String)) {
-    loop {
+async fn revoke(knowledge: Arc<Mutex<Knowledge>>, planes: Vec<Addresses>, client: (String, String)) {
+    for Addresses { oauth, admin } in planes.iter().cycle() {
         tokio::time::sleep(Duration::from_millis(60)).await;
-        if let Some(token) = issue(&oauth, &client).await {
+        if let Some(token) = issue(oauth, &client).await {
             knowledge.lock().unwrap().tokens.push(token);
         }
         let chosen = {
@@ -162,8 +192,8 @@ async fn revoke(knowledge: Arc<Mutex<Knowledge>>, oauth: String, admin: String, 
         let Some((at, token)) = chosen else { continue };
         let body = json!({ "selector": { "token": { "jti": token.jti, "expires_at": token.expires_at } } });
         let bearer = atm_tests::authority::ADMIN_TOKEN;
-        let call = http::json("POST", &admin, "/admin/v1/revocations", bearer, &body);
-        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(5), call).await else { continue };
+        let call = http::json("POST", admin, "/admin/v1/revocations", bearer, &body);
+        let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, call).await else { continue };
         if answer.status == 200
             && let Some(revision) = answer.json()["revision"].as_u64()
         {
@@ -197,7 +227,12 @@ async fn check(knowledge: Arc<Mutex<Knowledge>>, id: String, authz: Authz) {
         // What is known before the question is asked.
         let (token, before) = {
             let knowledge = knowledge.lock().unwrap();
-            let at = turn % knowledge.tokens.len();
+            let number = knowledge.tokens.len();
+            let at = if turn.is_multiple_of(2) {
+                turn / 2 % number
+            } else {
+                number - 1 - turn / 2 % RECENT.min(number)
+            };
             (knowledge.tokens[at].clone(), knowledge.reported.get(&id).copied().unwrap_or_default())
         };
         let Some(verdict) = authz.try_check_token(&token.text).await else {

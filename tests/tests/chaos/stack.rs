@@ -1,96 +1,130 @@
-//! What is broken: a nats-server, a control plane and two sidecars, each behind a network of its own.
+//! What is broken. By the seed, either a laptop's stack (one control plane on its embedded store, one nats-server) or a
+//! cluster's (two control planes on one PostgreSQL, three nats-servers), and three sidecars; each program in a network of its own.
 
+use std::path::PathBuf;
+
+use atm_test_postgres::Server;
 use atm_tests::authority::FeedAuthority;
 use atm_tests::clock::WallClock;
-use atm_tests::nats::{NatsServer, free_port};
+use atm_tests::disk::SmallDisk;
+use atm_tests::nats::{NatsCluster, NatsServer, free_port};
 use atm_tests::proxy::{Network, Proxy};
 use atm_tests::sidecar::Sidecar;
 use atm_tests::wait;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use super::wiring::Wiring;
 
 const POLICY: &str = include_str!("../requests/policy.yaml");
+const SIDECARS: usize = 3;
+const REPLICAS: usize = 2;
+/// Room for a store of these sizes and for what RocksDB sets aside for its log.
+const DISK_MEBIBYTES: u64 = 64;
 
-/// A sidecar and its network.
+/// A sidecar, its network, its clock and its disk.
 pub(crate) struct Node {
+    /// None where the machine lets nobody mount one. Unmounted before the directory goes.
+    pub(crate) disk: Option<SmallDisk>,
     pub(crate) sidecar: Sidecar,
-    pub(crate) network: Proxy,
+    pub(crate) wiring: Wiring,
     pub(crate) clock: WallClock,
-    pub(crate) grpc: String,
     pub(crate) id: String,
-    /// Whether its process was given a limit that only a restart takes away.
-    pub(crate) limited: bool,
+    pub(crate) socket: PathBuf,
+}
+
+impl Node {
+    pub(crate) async fn restart(&mut self) {
+        self.sidecar.kill();
+        self.sidecar.start().await;
+    }
+}
+
+/// A control plane, its network and its clock.
+pub(crate) struct Plane {
+    /// Of the embedded store; none where the machine lets nobody mount one.
+    pub(crate) disk: Option<SmallDisk>,
+    pub(crate) control_plane: FeedAuthority,
+    pub(crate) wiring: Wiring,
+    /// The way to PostgreSQL.
+    pub(crate) store: Option<Proxy>,
+    pub(crate) clock: WallClock,
 }
 
 pub(crate) struct Stack {
     pub(crate) nodes: Vec<Node>,
-    pub(crate) control_plane: FeedAuthority,
-    pub(crate) control_network: Proxy,
-    pub(crate) control_clock: WallClock,
-    pub(crate) nats: NatsServer,
+    pub(crate) planes: Vec<Plane>,
+    pub(crate) nats: Vec<NatsServer>,
+    pub(crate) database: Option<Server>,
     /// Of the client that tokens are issued to.
     pub(crate) client: (String, String),
 }
 
 impl Stack {
-    pub(crate) async fn start() -> Self {
-        let nats = NatsServer::start().await;
-        let control_network = Proxy::start(nats.port()).await;
-        let settings = json!({
-            "listen": { "oauth": format!("127.0.0.1:{}", free_port()), "admin": format!("127.0.0.1:{}", free_port()) },
-            "tokens": { "lifetimeSeconds": 36_000, "maxLifetimeSeconds": 36_000 },
-            "feed": { "snapshots": { "everyRevisions": 20, "keepLogSeconds": 2 } },
-        });
-        let mut control_plane = FeedAuthority::configure(&control_network.nats_url(), &settings);
-        let control_clock = control_plane.give_clock();
-        control_plane.start().await;
-        control_plane.until_connected().await;
+    pub(crate) async fn start(cluster: bool) -> Self {
+        let nats = if cluster { NatsCluster::start().await.servers } else { vec![NatsServer::start().await] };
+        let database = if cluster {
+            Some(tokio::task::spawn_blocking(Server::start).await.expect("PostgreSQL starts"))
+        } else {
+            None
+        };
+        let planes = planes(&nats, database.as_ref()).await;
+        let first = &planes[0].control_plane;
         let client = json!({ "scopes": ["orders.read"], "audiences": ["orders-api"] });
-        let client = control_plane.admin("POST", "/admin/v1/clients", &client).await.json();
+        let client = first.admin("POST", "/admin/v1/clients", &client).await.json();
         let field = |name: &str| client[name].as_str().unwrap_or_else(|| panic!("{client}")).to_owned();
         let client = (field("client_id"), field("client_secret"));
-        let applied =
-            control_plane.admin("PUT", "/admin/v1/policies", &json!({ "documents": [POLICY] })).await;
+        let applied = first.admin("PUT", "/admin/v1/policies", &json!({ "documents": [POLICY] })).await;
         assert_eq!(applied.status, 200, "{}", applied.text());
-        let key = control_plane.feed_key().await;
+        let key = first.feed_key().await;
         let mut nodes = Vec::new();
-        for number in 0..2 {
-            let network = Proxy::start(nats.port()).await;
-            let (grpc, id) = (format!("127.0.0.1:{}", free_port()), format!("chaos-{number}"));
-            let settings = json!({
-                "id": id,
-                "listen": { "grpc": grpc, "admin": format!("127.0.0.1:{}", free_port()) },
-            });
-            let mut sidecar = Sidecar::configure_with(&network.nats_url(), &key, &settings);
-            let clock = sidecar.give_clock();
-            sidecar.start().await;
-            sidecar.until_ready().await;
-            nodes.push(Node { sidecar, network, clock, grpc, id, limited: false });
+        for number in 0..SIDECARS {
+            nodes.push(node(number, &nats, &key).await);
         }
-        Self { nodes, control_plane, control_network, control_clock, nats, client }
+        Self { nodes, planes, nats, database, client }
     }
 
-    /// Ends every fault that lasts, and starts what is down.
-    pub(crate) async fn heal(&mut self) {
-        self.control_network.set(Network::Whole);
-        self.control_clock.step_to(0);
-        if self.nats.pid().is_none() {
-            self.nats.restart().await;
-        }
-        for node in &mut self.nodes {
-            node.network.set(Network::Whole);
-            node.clock.step_to(0);
-            if node.limited {
-                node.sidecar.kill();
-                node.sidecar.start().await;
-                node.limited = false;
+    /// What this is, in a few words.
+    pub(crate) fn describe(&self) -> String {
+        let islands = self.nodes.iter().all(|node| node.wiring.island.is_some());
+        let disks = self.nodes.iter().all(|node| node.disk.is_some());
+        format!(
+            "{} control planes on {}, {} nats-servers, {} sidecars, {}, {}",
+            self.planes.len(),
+            if self.database.is_some() { "PostgreSQL" } else { "the embedded store" },
+            self.nats.len(),
+            self.nodes.len(),
+            if islands { "network namespaces" } else { "proxies only: network namespaces are not permitted" },
+            if disks { "small disks" } else { "file size limits only: mounting is not permitted" },
+        )
+    }
+
+    /// No program ends by itself, whatever is done to the others.
+    pub(crate) fn assert_all_run(&mut self) {
+        self.planes.iter_mut().for_each(|plane| plane.control_plane.process().assert_running());
+        self.nodes.iter_mut().for_each(|node| node.sidecar.process().assert_running());
+    }
+
+    /// Ends every fault that lasts.
+    pub(crate) fn heal(&mut self) {
+        for plane in &self.planes {
+            plane.wiring.heal();
+            plane.clock.step_to(0);
+            if let Some(store) = &plane.store {
+                store.set(Network::Whole);
             }
         }
+        for node in &self.nodes {
+            node.wiring.heal();
+            node.clock.step_to(0);
+        }
     }
 
-    /// Waits until everybody has the newest revision and is ready.
+    /// Waits until everybody has the newest revision and is ready, and nobody is said to differ.
     pub(crate) async fn until_level(&self, acknowledged: u64) {
-        self.control_plane.until_connected().await;
-        let revision = self.control_plane.feed().await["revision"].as_u64().unwrap();
+        for plane in &self.planes {
+            plane.control_plane.until_connected().await;
+        }
+        let revision = self.planes[0].control_plane.feed().await["revision"].as_u64().unwrap();
         assert!(
             revision >= acknowledged,
             "revision {acknowledged} was acknowledged and is lost; the log is at {revision}"
@@ -99,5 +133,87 @@ impl Stack {
             node.sidecar.until_applied_within(revision, wait::LONG).await;
             node.sidecar.until_ready_within(wait::LONG).await;
         }
+        for plane in &self.planes {
+            wait::until("the whole fleet to be in good order", wait::LONG, || async {
+                let fleet = plane.control_plane.fleet().await;
+                let states: Vec<_> = fleet["sidecars"].as_array().into_iter().flatten().collect();
+                let good = states.iter().filter(|sidecar| sidecar["state"] == "live").count();
+                if good == SIDECARS { Ok(()) } else { Err(fleet) }
+            })
+            .await;
+        }
     }
+}
+
+async fn node(number: usize, nats: &[NatsServer], key: &str) -> Node {
+    let wiring = Wiring::to(nats).await;
+    let id = format!("chaos-{number}");
+    let settings = json!({
+        "id": id,
+        "listen": { "grpc": null, "http": null, "admin": format!("{}:{}", wiring.inside(), free_port()), "adminAllowRemote": true },
+    });
+    let mut sidecar = Sidecar::configure_with(&wiring.nats_url(), key, &settings);
+    if let Some(island) = &wiring.island {
+        sidecar.put_in(island);
+    }
+    let disk = SmallDisk::mount(&sidecar.disk(), DISK_MEBIBYTES);
+    let (clock, socket) = (sidecar.give_clock(), sidecar.socket());
+    sidecar.start().await;
+    sidecar.until_ready_within(wait::LONG).await;
+    Node { disk, sidecar, wiring, clock, id, socket }
+}
+
+/// Control planes on one store, with one set of keys.
+async fn planes(nats: &[NatsServer], database: Option<&Server>) -> Vec<Plane> {
+    let url = database.map(|server| tokio::task::block_in_place(|| server.database("chaos")));
+    let mut planes: Vec<Plane> = Vec::new();
+    for _ in 0..if database.is_some() { REPLICAS } else { 1 } {
+        let wiring = Wiring::to(nats).await;
+        let store = match database {
+            Some(server) => Some(wiring.also_to(server.port()).await),
+            None => None,
+        };
+        let inside = wiring.inside();
+        let listen = || format!("{inside}:{}", free_port());
+        let mut settings = json!({
+            "listen": { "oauth": listen(), "admin": listen(), "adminAllowRemote": true },
+            "tokens": { "lifetimeSeconds": 36_000, "maxLifetimeSeconds": 36_000 },
+            "feed": { "snapshots": { "everyRevisions": 20, "keepLogSeconds": 2 } },
+            "nats": { "replicas": nats.len() },
+        });
+        if let (Some(url), Some(proxy), Some(server)) = (&url, &store, database) {
+            let old = format!("127.0.0.1:{}", server.port());
+            let url = url.replace(&old, &format!("{}:{}", wiring.outside(), proxy.port()));
+            settings["store"] = json!({
+                "path": null, "url": url, "tls": "disable", "maxConnections": 8,
+                "acquireTimeoutMs": 1_000, "statementTimeoutMs": 3_000,
+            });
+        }
+        if let Some(first) = planes.first() {
+            share_keys(&mut settings, &first.control_plane);
+        }
+        let mut control_plane = FeedAuthority::configure(&wiring.nats_url(), &settings);
+        let data = control_plane.path("data");
+        control_plane
+            .reconfigure(&json!({ "feed": { "snapshots": { "directory": data.join("snapshots") } } }));
+        let mut disk = None;
+        if database.is_none() {
+            disk = SmallDisk::mount(&data, DISK_MEBIBYTES);
+            control_plane.reconfigure(&json!({ "store": { "path": data.join("atm.db") } }));
+        }
+        if let Some(island) = &wiring.island {
+            control_plane.put_in(island);
+        }
+        let clock = control_plane.give_clock();
+        control_plane.start().await;
+        control_plane.until_connected().await;
+        planes.push(Plane { disk, control_plane, wiring, store, clock });
+    }
+    planes
+}
+
+/// The second one signs and wraps with what the first one does.
+fn share_keys(settings: &mut Value, first: &FeedAuthority) {
+    settings["keys"] = json!({ "wrappingKeyFile": first.path("wrapping.key") });
+    settings["feed"]["signingKeyFile"] = json!(first.path("feed.key"));
 }
