@@ -12,6 +12,7 @@ use atm_tests::authz::Authz;
 use atm_tests::dev::DevStack;
 use atm_tests::feed::{FeedAuthor, policies, revoked_tokens};
 use atm_tests::nats::NatsServer;
+use atm_tests::process::resident_mib;
 use atm_tests::sidecar::Sidecar;
 use atm_tests::token::{TokenMint, now};
 use serde_json::json;
@@ -112,11 +113,4 @@ async fn memory(count: usize) {
     assert!(!sidecar.authz().await.check_token(&token).await.is_permit(), "the last revocation is in force");
     println!("{:<50} {:>8.1} MiB", "memory: the same after a restart", resident_mib(sidecar.process().id()));
     println!("{:<50} {:>8.2} s", "restart until ready with them", taken);
-}
-
-/// `VmRSS` of a process.
-fn resident_mib(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").trim().parse::<f64>().expect("a number") / 1024.0
 }

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use atm_tests::dev::DevStack;
-use atm_tests::process;
+use atm_tests::process::{self, peak_mib, resident_mib};
 use atm_tests::programs;
 use serde_json::Value;
 
@@ -20,7 +20,8 @@ async fn main() {
     let stack = DevStack::up().await;
     let client = stack.client();
     client.until_settled().await;
-    let pid = stack.info["pids"]["control_plane"].as_u64().expect("a pid");
+    let pid =
+        stack.info["pids"]["control_plane"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid");
     let before = resident_mib(pid);
     // Ids as ours are, spread over a day of expiry hours.
     let mut file = String::new();
@@ -49,18 +50,4 @@ async fn main() {
         process::run_with(&programs::ours("atmctl"), &arguments, &environment, Duration::from_mins(10)).await;
     assert!(output.status.success(), "{}", process::stderr(&output));
     println!("{:<60} {:>8.1} s", "the same file again", again.elapsed().as_secs_f64());
-}
-
-fn resident_mib(pid: u64) -> f64 {
-    field(pid, "VmRSS:")
-}
-
-fn peak_mib(pid: u64) -> f64 {
-    field(pid, "VmHWM:")
-}
-
-fn field(pid: u64, name: &str) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the field");
-    line.trim().trim_end_matches(" kB").trim().parse::<f64>().expect("a number") / 1024.0
 }

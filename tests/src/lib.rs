@@ -19,6 +19,7 @@ pub mod feed;
 pub mod http;
 pub mod island;
 pub mod kubernetes;
+pub mod leases;
 pub mod nats;
 pub mod nginx;
 pub mod process;

@@ -149,6 +149,22 @@ pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// `VmRSS` of a process: the memory that it has now.
+pub fn resident_mib(pid: u32) -> f64 {
+    status_mib(pid, "VmRSS:")
+}
+
+/// `VmHWM` of a process: the most that it ever had.
+pub fn peak_mib(pid: u32) -> f64 {
+    status_mib(pid, "VmHWM:")
+}
+
+fn status_mib(pid: u32, field: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+    line.trim().trim_end_matches(" kB").trim().parse::<f64>().expect("a number") / 1024.0
+}
+
 /// SIGKILL for a process that another program started.
 pub fn kill_pid(pid: u32) {
     let status = Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill runs");

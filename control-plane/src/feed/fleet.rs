@@ -27,6 +27,9 @@ const BEHIND_AFTER: Duration = Duration::from_secs(1);
 const WARM_UP: Duration = Duration::from_secs(6);
 const MAX_REPORT_BYTES: usize = 4_096;
 const MAX_TEXT: usize = 256;
+/// Bytes of a sidecar's name; its own configuration allows no longer one.
+const MAX_NAME: usize = 64;
+const EPOCH_BYTES: usize = 16;
 /// Sequencing instants and reports remembered, for receipts of recent revisions.
 const RECENT_REVISIONS: usize = 1_024;
 const RECENT_REPORTS: usize = 16;
@@ -270,7 +273,8 @@ impl Fleet {
 
     /// Takes one report. False: refused.
     pub(super) fn report(&self, id: &str, mut report: SidecarReport) -> bool {
-        if report.sidecar_id != id || report.version.len() > MAX_TEXT {
+        let named = report.sidecar_id == id && id.len() <= MAX_NAME;
+        if !named || report.version.len() > MAX_TEXT || ![0, EPOCH_BYTES].contains(&report.epoch.len()) {
             return false;
         }
         truncate(&mut report.degraded);
@@ -355,7 +359,8 @@ impl Fleet {
     /// Milliseconds that each sidecar is to leave between reports, so that all of them together stay within
     /// [`REPORTS_A_SECOND`].
     pub(super) fn report_pause_ms(&self) -> u32 {
-        let sidecars = self.lock().sidecars.len();
+        let now = Instant::now();
+        let sidecars = self.lock().sidecars.values().filter(|entry| entry.is_live(now)).count();
         u32::try_from(sidecars * 1_000 / REPORTS_A_SECOND).unwrap_or(u32::MAX).clamp(5, 2_000)
     }
 
@@ -372,7 +377,7 @@ impl Fleet {
             }
             live += 1;
             if !entry.enforces(epoch, revision) {
-                missing.push(id.clone());
+                missing.push(id);
                 continue;
             }
             applied += 1;
@@ -382,7 +387,7 @@ impl Fleet {
             }
         }
         missing.sort_unstable();
-        missing.truncate(MAX_MISSING);
+        let missing = missing.into_iter().take(MAX_MISSING).cloned().collect();
         let warm = known.listening.is_some_and(|since| now.duration_since(since) >= WARM_UP);
         let complete = connected && (live > 0 || warm) && reaches(applied, live, share);
         let reported_ms = Quantiles::of(&mut times);
