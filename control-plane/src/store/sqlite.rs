@@ -6,8 +6,8 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, SqlitePool};
 
 /// Readers beside the one writer.
 const READERS: u32 = 4;
@@ -35,14 +35,14 @@ impl Sqlite {
             .foreign_keys(true)
             .busy_timeout(WRITER_WAIT)
             .optimize_on_close(true, None);
-        let writer = SqlitePoolOptions::new()
+        let writer = pool()
             .max_connections(1)
             .acquire_timeout(WRITER_WAIT)
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_with(options.clone())
             .await?;
-        let readers = SqlitePoolOptions::new()
+        let readers = pool()
             .max_connections(READERS)
             .acquire_timeout(WRITER_WAIT)
             .connect_lazy_with(options.pragma("query_only", "ON"));
@@ -55,6 +55,17 @@ impl Sqlite {
         // Fails for a lock that is not held, which is as good.
         let _ = self.owned.unlock();
     }
+}
+
+/// Connections that are given back with a transaction open are closed. SQLite undoes a transaction by itself where the disk is
+/// full or fails; the driver's own ROLLBACK fails then, and it would take the connection for one within a transaction for ever.
+fn pool() -> SqlitePoolOptions {
+    SqlitePoolOptions::new().after_release(|connection, _| {
+        Box::pin(async move {
+            connection.ping().await?; // behind the ROLLBACK that a dropped transaction has asked for
+            Ok(!connection.is_in_transaction())
+        })
+    })
 }
 
 /// Takes the store's lock: its clock and its copies in memory are those of one process.

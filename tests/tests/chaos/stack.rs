@@ -124,11 +124,13 @@ impl Stack {
         for plane in &self.planes {
             plane.control_plane.until_connected().await;
         }
-        let revision = self.planes[0].control_plane.feed().await["revision"].as_u64().unwrap();
-        assert!(
-            revision >= acknowledged,
-            "revision {acknowledged} was acknowledged and is lost; the log is at {revision}"
-        );
+        // A replica hears of what another one has sequenced with its next heartbeat.
+        let what = format!("revision {acknowledged}, which was acknowledged, to be in the log");
+        let revision = wait::until(&what, wait::USUAL, || async {
+            let revision = self.planes[0].control_plane.feed().await["revision"].as_u64();
+            revision.filter(|revision| *revision >= acknowledged).ok_or(revision)
+        })
+        .await;
         for node in &self.nodes {
             node.sidecar.until_applied_within(revision, wait::LONG).await;
             node.sidecar.until_ready_within(wait::LONG).await;

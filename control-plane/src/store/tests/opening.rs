@@ -52,6 +52,24 @@ async fn a_migration_of_a_later_version_is_no_hindrance(place: Place) {
     place.open().await.check().await.unwrap();
 }
 
+/// As SQLite does by itself where the disk is full.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_the_engine_has_undone_by_itself_is_the_last_of_its_connection_and_not_of_the_store()
+ {
+    let place = Place::embedded();
+    let store = place.open().await;
+    for _ in 0..3 {
+        let mut transaction = store.begin().await.unwrap();
+        query("ROLLBACK").execute(&mut transaction).await.unwrap();
+        transaction.rollback().await;
+        let mut transaction = store.begin().await.unwrap();
+        query("ROLLBACK").execute(&mut transaction).await.unwrap();
+        assert!(transaction.commit().await.is_err(), "nothing was committed, and nobody may believe it");
+    }
+    store.begin().await.unwrap().commit().await.unwrap();
+    store.check().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_start_together_on_an_empty_database_all_start() {
     let place = Place::postgres().await;
