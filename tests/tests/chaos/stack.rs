@@ -40,7 +40,7 @@ impl Node {
 }
 
 /// A control plane, its network and its clock.
-pub(crate) struct Plane {
+pub(crate) struct Replica {
     /// Of the embedded store; none where the machine lets nobody mount one.
     pub(crate) disk: Option<SmallDisk>,
     pub(crate) control_plane: FeedAuthority,
@@ -52,7 +52,7 @@ pub(crate) struct Plane {
 
 pub(crate) struct Stack {
     pub(crate) nodes: Vec<Node>,
-    pub(crate) planes: Vec<Plane>,
+    pub(crate) planes: Vec<Replica>,
     pub(crate) nats: Vec<NatsServer>,
     pub(crate) database: Option<Server>,
     /// Of the client that tokens are issued to.
@@ -166,9 +166,9 @@ async fn node(number: usize, nats: &[NatsServer], key: &str) -> Node {
 }
 
 /// Control planes on one store, with one set of keys.
-async fn planes(nats: &[NatsServer], database: Option<&Server>) -> Vec<Plane> {
+async fn planes(nats: &[NatsServer], database: Option<&Server>) -> Vec<Replica> {
     let url = database.map(|server| tokio::task::block_in_place(|| server.database("chaos")));
-    let mut planes: Vec<Plane> = Vec::new();
+    let mut planes: Vec<Replica> = Vec::new();
     for _ in 0..if database.is_some() { REPLICAS } else { 1 } {
         let wiring = Wiring::to(nats).await;
         let store = match database {
@@ -209,7 +209,7 @@ async fn planes(nats: &[NatsServer], database: Option<&Server>) -> Vec<Plane> {
         let clock = control_plane.give_clock();
         control_plane.start().await;
         control_plane.until_connected().await;
-        planes.push(Plane { disk, control_plane, wiring, store, clock });
+        planes.push(Replica { disk, control_plane, wiring, store, clock });
     }
     planes
 }
