@@ -61,11 +61,12 @@ impl Server {
         let config = format!(
             "issuer: http://127.0.0.1:{oauth}\nlisten: {{ oauth: '127.0.0.1:{oauth}', admin: '127.0.0.1:{admin}' }}\n\
              store: {store}\nnats: {{ url: 'nats://127.0.0.1:1' }}\nkeys: {{ wrappingKeyFile: {} }}\n\
-             admin: {{ tokenFile: {} }}\nfeed: {{ signingKeyFile: {} }}\nlog: {{ level: error }}\n\
+             admin: {{ tokenFile: {} }}\nfeed: {{ signingKeyFile: {}, snapshots: {{ directory: {} }} }}\nlog: {{ level: error }}\n\
              limits: {{ clientRequestsPerSecond: 1000000, clientBurst: 1000000 }}\n",
             path("wrapping.key"),
             path("admin.token"),
             path("feed.key"),
+            path("snapshots"),
         );
         std::fs::write(path("config.yaml"), config).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_atm-control-plane"))

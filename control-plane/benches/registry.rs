@@ -181,7 +181,7 @@ impl Bench {
             "nats": { "url": "nats://127.0.0.1:1" },
             "keys": { "wrappingKeyFile": path("wrapping.key") },
             "admin": { "tokenFile": path("admin.token") },
-            "feed": { "signingKeyFile": path("feed.key") },
+            "feed": { "signingKeyFile": path("feed.key"), "snapshots": { "directory": path("snapshots") } },
             "limits": { "clientRequestsPerSecond": 1_000_000, "clientBurst": 1_000_000 },
         });
         let environment = Environment::new();

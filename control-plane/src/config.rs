@@ -244,11 +244,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let admin_credentials_file = reader.optional("admin.credentialsFile", path);
     let audit = audit::read(reader);
     let transmitters_file = reader.optional("securityEvents.transmittersFile", path);
-    let embedded = match store.as_ref().map(|store| &store.settings) {
-        Some(StoreSettings::Embedded(path)) => Some(path.clone()),
-        _ => None,
-    };
-    let feed = feed(reader, embedded.as_deref());
+    let feed = feed(reader, store.as_ref().map(|store| &store.settings));
     let (token_lifetime, max_token_lifetime) = lifetimes(reader);
     let tracing = tracing(reader);
     let oauth = oauth::read(reader);
@@ -335,7 +331,7 @@ fn wrapping_key(reader: &mut Reader<'_>) -> Option<KeySource> {
     }
 }
 
-fn feed(reader: &mut Reader<'_>, store: Option<&Path>) -> Option<FeedConfig> {
+fn feed(reader: &mut Reader<'_>, store: Option<&StoreSettings>) -> Option<FeedConfig> {
     let signing_key_file = reader.required("feed.signingKeyFile", path);
     let linger = reader.optional("feed.lingerMs", |text| number(text, 0..=1_000));
     // Sidecars call three seconds without a heartbeat degraded.
@@ -349,21 +345,39 @@ fn feed(reader: &mut Reader<'_>, store: Option<&Path>) -> Option<FeedConfig> {
     })
 }
 
-fn snapshots(reader: &mut Reader<'_>, store: Option<&Path>) -> SnapshotSettings {
-    let directory = reader.optional("feed.snapshots.directory", path);
+fn snapshots(reader: &mut Reader<'_>, store: Option<&StoreSettings>) -> SnapshotSettings {
+    let directory = segments(reader, store);
     let revisions = reader.optional("feed.snapshots.everyRevisions", |text| number(text, 1..=1_000_000));
     let mebibytes = reader.optional("feed.snapshots.everyMiB", |text| number(text, 1..=4_096));
     let interval = reader.optional("feed.snapshots.everySeconds", |text| number(text, 1..=86_400));
     let keep = reader.optional("feed.snapshots.keepLogSeconds", |text| number(text, 1..=2_592_000));
     let serve = reader.optional("feed.snapshots.http", boolean).unwrap_or(false);
-    let beside = || store.and_then(Path::parent).unwrap_or(Path::new(".")).join("snapshots");
     SnapshotSettings {
-        directory: directory.unwrap_or_else(beside),
+        directory,
         revisions: revisions.unwrap_or(4_096),
         bytes: mebibytes.unwrap_or(64) << 20,
         interval: Duration::from_secs(interval.unwrap_or(3_600)),
         keep: Duration::from_secs(keep.unwrap_or(3_600)),
         serve,
+    }
+}
+
+/// Beside the embedded store, unless something else is said. Beside a database there is no place that is this process's own.
+fn segments(reader: &mut Reader<'_>, store: Option<&StoreSettings>) -> PathBuf {
+    const KEY: &str = "feed.snapshots.directory";
+    match (reader.optional(KEY, path), store) {
+        (Some(directory), _) => directory,
+        (None, Some(StoreSettings::Embedded(file))) => {
+            file.parent().unwrap_or(Path::new(".")).join("snapshots")
+        }
+        (None, Some(StoreSettings::Postgres(_))) => {
+            reader.mistake(
+                KEY,
+                "is missing; with store.url, name a directory of this process's own".to_owned(),
+            );
+            PathBuf::new()
+        }
+        (None, None) => PathBuf::new(), // a store that is missing is a mistake already
     }
 }
 

@@ -195,7 +195,7 @@ impl Follower {
         let lagging = self.ahead_since.is_some_and(|since| now - since >= LAG_BEFORE_ASKING);
         let due = match self.ask_again_at {
             Some(at) => at <= now,
-            None => lagging || self.issuers_are_due() || self.inspection_is_due(),
+            None => lagging || self.inspection_is_due(),
         };
         let is_told = self.applier.head().is_some() || self.began.elapsed() >= FIRST_WORD;
         if !due || !connected || (self.applier.holds_nothing() && !is_told) {

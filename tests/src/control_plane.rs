@@ -70,6 +70,11 @@ impl ControlPlane {
         AdminClient { address: self.admin().to_owned() }
     }
 
+    /// Where its segments of snapshots are.
+    pub fn segments(&self) -> std::path::PathBuf {
+        self.directory.path().join("snapshots")
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("control-plane.log")).unwrap_or_default()
@@ -106,7 +111,7 @@ fn config(directory: &Path, store: &Value, nats_url: &str) -> Value {
         "nats": { "url": nats_url },
         "keys": { "wrappingKeyFile": path("wrapping.key") },
         "admin": { "tokenFile": path("admin.token") },
-        "feed": { "signingKeyFile": path("feed.key"), "snapshots": { "directory": path("snapshots") } },
+        "feed": { "signingKeyFile": path("feed.key"), "snapshots": { "directory": path("snapshots"), "http": true } },
         "log": { "format": "text", "level": "warn" },
     })
 }

@@ -21,6 +21,7 @@ mod chaos {
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use atm_tests::wait;
 use chaos::faults::Faults;
 use chaos::oracle::{Summary, Traffic};
 use chaos::random::Random;
@@ -47,7 +48,7 @@ async fn nothing_that_happens_lets_a_revoked_token_in_or_keeps_a_valid_one_out()
     stack.until_level(traffic.newest()).await;
     let summary = traffic.settle(&stack).await;
     stack.assert_all_run();
-    eprintln!("{summary}");
+    eprintln!("{summary}; stood still for {:.0} s", wait::stood_still().as_secs_f64());
     eprintln!("{}", row(seed, seconds, &description, &faults, &summary));
     assert!(summary.violations.is_empty(), "seed {seed}: {:#?}", summary.violations);
     assert!(

@@ -7,6 +7,7 @@ mod replicas {
     pub(crate) mod fleet;
     mod killed;
     mod refresh;
+    mod snapshots;
     mod stale;
     mod store_away;
 }

@@ -194,7 +194,8 @@ fn secrets_report_all_that_is_wrong_and_nothing_of_themselves() {
 }
 
 fn with_store(store: &str) -> String {
-    COMPLETE.replace("store: { path: /tmp/atm.db }", &format!("store: {store}"))
+    let text = COMPLETE.replace("store: { path: /tmp/atm.db }", &format!("store: {store}"));
+    text.replace("feed: {", "feed: { snapshots: { directory: /tmp/segments },")
 }
 
 fn postgres(store: &str) -> crate::store::PostgresSettings {
@@ -216,6 +217,16 @@ fn a_store_is_a_file_or_a_server() {
     assert_eq!(unchecked.tls, Some(PostgresTls::Require));
     let said = postgres("{ url: 'postgres://atm@db/atm?sslmode=require' }");
     assert_eq!(said.tls, None);
+}
+
+#[test]
+fn segments_lie_beside_the_embedded_store_and_with_a_server_where_it_is_said() {
+    let directory = |text: &str| Config::parse(text, &none()).unwrap().feed.snapshots.directory;
+    assert_eq!(directory(COMPLETE), std::path::Path::new("/tmp/snapshots"));
+    let server = "{ url: 'postgres://atm@127.0.0.1:5432/atm' }";
+    assert_eq!(directory(&with_store(server)), std::path::Path::new("/tmp/segments"));
+    let unsaid = COMPLETE.replace("{ path: /tmp/atm.db }", server);
+    assert_eq!(mistakes(&unsaid, &none()), ["feed.snapshots.directory"]);
 }
 
 #[test]

@@ -99,7 +99,7 @@ pub enum SnapshotError {
 pub(super) async fn run(shared: Arc<Shared>, client: Client) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut work = Work { shared, client, complained: None, published: None };
+    let mut work = Work { shared, client, complained: None, published: None, taken: None };
     loop {
         ticks.tick().await;
         let problem = work.step().await.err().map(|error| error.to_string());
@@ -125,6 +125,8 @@ struct Work {
     complained: Option<String>,
     /// The snapshot that JetStream is known to hold, and when that was looked at last.
     published: Option<(Epoch, u64, tokio::time::Instant)>,
+    /// The snapshot whose segments are all here.
+    taken: Option<(Epoch, u64)>,
 }
 
 impl Work {
@@ -148,6 +150,7 @@ impl Work {
                 }
                 outcome => outcome?,
             }
+            self.take(head.epoch, newest).await?;
         }
         self.prune(head.epoch, &stored).await
     }
@@ -203,6 +206,18 @@ impl Work {
         }
         self.shared.snapshot_published.store(newest.revision, Ordering::Relaxed);
         self.published = Some((epoch, newest.revision, tokio::time::Instant::now()));
+        Ok(())
+    }
+
+    /// Has what it serves over HTTP, whoever has made it.
+    async fn take(&mut self, epoch: Epoch, newest: &StoredSnapshot) -> Result<(), SnapshotError> {
+        let wanted = Some((epoch, newest.revision));
+        if self.shared.settings.snapshots.serve
+            && self.taken != wanted
+            && publish::take(&self.shared, &self.client, &open(newest)?).await?
+        {
+            self.taken = wanted;
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Judges each message of the feed and applies what is signed, understood and next. Nothing else ever changes the state.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -44,9 +44,6 @@ pub(super) struct Applier {
     floor: UnixMillis,
     /// Epochs that ended; none comes back.
     ended: Vec<Epoch>,
-    /// Issuers of an ended epoch that the new one has not named so far. They stay trusted until a snapshot of the new one shows
-    /// that it does not know them.
-    unnamed: BTreeSet<String>,
     /// Revisions up to this one are applied once more, to repair the copy; their key sets and policies are in force already.
     again_to: u64,
     /// The oldest revision that the control plane said it keeps.
@@ -88,7 +85,6 @@ impl Applier {
             recent: VecDeque::new(),
             floor: UnixMillis(0),
             ended: Vec::new(),
-            unnamed: BTreeSet::new(),
             again_to: 0,
             pruned: 0,
             strangers: false,
@@ -169,11 +165,6 @@ impl Applier {
     /// Notes that the next revision cannot be verified or understood, wherever it comes from.
     pub(super) fn block(&mut self) {
         self.blocked = Some(self.state.position.revision + 1);
-    }
-
-    /// Whether issuers of an ended epoch wait for a snapshot of the new one.
-    pub(super) fn has_unnamed_issuers(&self) -> bool {
-        !self.unnamed.is_empty()
     }
 
     /// Takes a signed change set: applies it if it is next, counts and logs it otherwise.
@@ -343,7 +334,6 @@ impl Applier {
         }
         self.ended.push(old);
         self.recent.clear();
-        self.unnamed = self.state.view.issuers.iter().map(|issuer| issuer.name().to_owned()).collect();
         (self.again_to, self.pruned, self.blocked) = (0, 0, None);
         self.state.position = Position { epoch: Some(new), ..Position::START };
         self.publisher.publish(self.state.clone());
@@ -352,11 +342,6 @@ impl Applier {
     fn apply(&mut self, mut set: ChangeSet, digest: Digest) {
         if set.revision <= self.again_to {
             set.changes.retain(adds_up);
-        }
-        for change in &set.changes {
-            if let Change::IssuerKeys { issuer, .. } = change {
-                self.unnamed.remove(issuer);
-            }
         }
         let mut next = self.state.clone();
         let policies_saved = put_in_force(&mut next, &set.changes);

@@ -46,7 +46,7 @@ impl Follower {
                 tracing::warn!(parts, "repairing the copy from the newest snapshot");
                 match self.applier.head().filter(|head| head.snapshot_revision > 0) {
                     Some(head) => {
-                        let wanted = self.wanted(head, false);
+                        let wanted = self.wanted(head);
                         self.load(wanted, Purpose::Repair);
                     }
                     None => self.wait_before_asking(),

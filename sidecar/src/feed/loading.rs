@@ -82,12 +82,11 @@ impl Follower {
             (self.applier.blocked().is_some() && !self.pause.is_zero()) || self.applier.was_pruned();
         let is_shorter = (here == 0 || ahead >= SNAPSHOT_DISTANCE) && !self.loading.in_vain;
         let behind = ahead > 0 && (is_the_only_way || is_shorter);
-        let issuers = !behind && self.applier.has_unnamed_issuers() && head.snapshot_revision > 0;
-        (behind || issuers).then(|| self.wanted(head, issuers))
+        behind.then(|| self.wanted(head))
     }
 
     /// The newest snapshot, without the parts that are the same here.
-    pub(super) fn wanted(&self, head: &Heartbeat, values_only: bool) -> Wanted {
+    pub(super) fn wanted(&self, head: &Heartbeat) -> Wanted {
         Wanted {
             realm_group: self.applier.realm_group().to_owned(),
             epoch: head.epoch,
@@ -95,15 +94,7 @@ impl Follower {
             local: self.applier.local_digests().unwrap_or_default(),
             whole: self.applier.holds_nothing(),
             staging: self.applier.staging_path().filter(|_| !self.loading.unstaged),
-            values_only,
         }
-    }
-
-    /// A new epoch has been replayed, and issuers that it did not name wait for its snapshot.
-    pub(super) fn issuers_are_due(&self) -> bool {
-        !self.loading.is_under_way()
-            && self.applier.has_unnamed_issuers()
-            && self.applier.head().is_some_and(|head| head.snapshot_revision > 0)
     }
 
     pub(super) fn load(&mut self, wanted: Wanted, purpose: Purpose) {

@@ -86,8 +86,6 @@ pub(super) struct Wanted {
     pub(super) whole: bool,
     /// Where a large snapshot's ids are staged; none where the disk takes none.
     pub(super) staging: Option<PathBuf>,
-    /// Key sets and policies alone.
-    pub(super) values_only: bool,
 }
 
 /// A load under way; it ends when this is dropped.
@@ -131,7 +129,7 @@ async fn load(
 ) -> Result<Complete, LoadError> {
     let (manifest, name) = manifest(source, trust, wanted).await?;
     let theirs = manifest.digests();
-    let lacks = |part: Part| !wanted.values_only && wanted.local.get(part) != theirs.get(part);
+    let lacks = |part: Part| wanted.local.get(part) != theirs.get(part);
     let needed: Vec<&Segment> =
         manifest.segments.iter().filter(|segment| segment.content.part().is_none_or(lacks)).collect();
     let bytes: u64 = needed.iter().map(|segment| segment.size).sum();

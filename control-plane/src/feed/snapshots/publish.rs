@@ -61,6 +61,49 @@ pub(super) async fn publish(
     Ok(true)
 }
 
+/// Takes the segments of `manifest` that another process has made, so that this one can serve them as well. What JetStream does
+/// not hold yet is left to the next time. True: all of them are here.
+pub(super) async fn take(
+    shared: &Shared,
+    client: &Client,
+    manifest: &Manifest,
+) -> Result<bool, SnapshotError> {
+    let missing: Vec<&Segment> = manifest
+        .segments
+        .iter()
+        .filter(|segment| !shared.segments.holds(&segment.sha256, segment.size))
+        .collect();
+    if missing.is_empty() {
+        return Ok(true);
+    }
+    let mut context = jetstream::new(client.clone());
+    context.set_timeout(ANSWER);
+    let stream = context.get_stream(SNAPSHOT_STREAM).await.map_err(failed)?;
+    for segment in missing {
+        let chunks: Vec<Option<Vec<u8>>> = futures::stream::iter(subjects(shared, segment))
+            .map(|(_, subject)| chunk(&stream, subject))
+            .buffered(PIPELINE)
+            .try_collect()
+            .await?;
+        let Some(chunks) = chunks.into_iter().collect::<Option<Vec<_>>>() else { return Ok(false) };
+        let bytes = chunks.concat();
+        // NATS is believed nothing: a segment is what its name says.
+        if segment.open(&bytes).is_err() {
+            return Ok(false);
+        }
+        shared.segments.put(&segment.sha256, &bytes)?;
+    }
+    Ok(true)
+}
+
+async fn chunk(stream: &Stream, subject: String) -> Result<Option<Vec<u8>>, SnapshotError> {
+    match stream.get_last_raw_message_by_subject(&subject).await {
+        Ok(message) => Ok(Some(message.payload.to_vec())),
+        Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
 async fn send(
     shared: &Shared,
     context: &Context,

@@ -128,7 +128,6 @@ impl Applier {
         self.state.view.revocations.drop_buckets_before(self.oldest);
         self.recent.clear();
         self.recent.push_back((newer.revision, newer.digest));
-        self.unnamed.clear();
         self.blocked = None;
         self.publisher.publish(self.state.clone());
         tracing::info!(

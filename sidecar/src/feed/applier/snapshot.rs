@@ -69,20 +69,9 @@ impl Applier {
         let here = self.state.position;
         let ours = here.epoch == Some(manifest.epoch);
         let newer = !ours || here.revision < manifest.revision;
-        let named: BTreeSet<&str> = values.iter().filter_map(issuer).collect();
         let mut changes = Vec::new();
-        let gone: Vec<String> = if newer {
-            let known = self.state.view.issuers.iter().map(|known| known.name().to_owned());
-            known.filter(|known| !named.contains(known.as_str())).collect()
-        } else {
-            self.unnamed.iter().filter(|unnamed| !named.contains(unnamed.as_str())).cloned().collect()
-        };
-        for issuer in gone {
-            tracing::warn!(issuer, "the log does not know this issuer: it is trusted no more");
-            changes.push(Change::IssuerKeys { issuer, realm: None, keys: vec![], token_types: vec![] });
-        }
-        self.unnamed.clear();
         if newer {
+            changes = self.without_unnamed_issuers(&values);
             changes.extend(values);
             self.state.position = Position {
                 epoch: Some(manifest.epoch),
@@ -104,6 +93,18 @@ impl Applier {
         );
         self.meet_head();
         true
+    }
+
+    /// What takes the trust from issuers that the snapshot's key sets do not name: those of an ended epoch, too.
+    fn without_unnamed_issuers(&self, values: &[Change]) -> Vec<Change> {
+        let named: BTreeSet<&str> = values.iter().filter_map(issuer).collect();
+        let known = self.state.view.issuers.iter().map(|known| known.name().to_owned());
+        let gone = known.filter(|known| !named.contains(known.as_str()));
+        gone.map(|issuer| {
+            tracing::warn!(issuer, "the log does not know this issuer: it is trusted no more");
+            Change::IssuerKeys { issuer, realm: None, keys: vec![], token_types: vec![] }
+        })
+        .collect()
     }
 
     /// Goes back to the snapshot, whose rows are all in, and takes the revisions behind it once more: whatever of them is
