@@ -152,6 +152,30 @@ async fn a_damaged_segment_is_never_used() {
     until_held(&sidecar, 27 * 50).await;
 }
 
+/// As where a connection broke in the middle of a segment, or damaged it: what is there under a segment's name is read, not believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_replaces_what_jetstream_holds_of_a_snapshot_with_other_bytes() {
+    let nats = NatsServer::start().await;
+    let mut control_plane = FeedAuthority::start_connected(&nats.url(), &often()).await;
+    let revision = fill_and_prune(&control_plane, "held").await;
+    control_plane.until_snapshot(revision - 4).await;
+    control_plane.kill();
+    let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let stream = context.get_stream("ATM_SNAPSHOTS").await.unwrap();
+    let chunks = stream.info_with_subjects("atm.default.snapshot.segment.*.*").await.unwrap();
+    let chunks: Vec<(String, usize)> = chunks.try_collect().await.unwrap();
+    assert!(!chunks.is_empty());
+    for (subject, _) in &chunks {
+        let held = stream.direct_get_last_for_subject(subject.clone()).await.unwrap();
+        let mut bytes = held.payload.to_vec();
+        bytes[0] ^= 1;
+        context.publish(subject.clone(), bytes.into()).await.unwrap().await.unwrap();
+    }
+    control_plane.start().await;
+    let sidecar = Sidecar::start_ready(&nats.url(), &control_plane.feed_key().await).await;
+    sidecar.until_applied(revision).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_come_by_http_where_that_is_configured() {
     let nats = NatsServer::start().await;

@@ -99,7 +99,8 @@ pub enum SnapshotError {
 pub(super) async fn run(shared: Arc<Shared>, client: Client) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut work = Work { shared, client, complained: None, published: None, taken: None };
+    let mut work =
+        Work { shared, client, complained: None, published: None, taken: None, seen: publish::Seen::new() };
     loop {
         ticks.tick().await;
         let problem = work.step().await.err().map(|error| error.to_string());
@@ -127,6 +128,8 @@ struct Work {
     published: Option<(Epoch, u64, tokio::time::Instant)>,
     /// The snapshot whose segments are all here.
     taken: Option<(Epoch, u64)>,
+    /// Segments that JetStream was seen to hold.
+    seen: publish::Seen,
 }
 
 impl Work {
@@ -199,7 +202,8 @@ impl Work {
         if looked_at || !self.take_lease().await? {
             return Ok(());
         }
-        let done = publish::publish(&self.shared, &self.client, &manifests(stored)?, newest).await?;
+        let manifests = manifests(stored)?;
+        let done = publish::publish(&self.shared, &self.client, &manifests, newest, &mut self.seen).await?;
         super::rotation::publish(&self.shared, &self.client).await.map_err(SnapshotError::JetStream)?;
         if done {
             count(&self.shared.counters.snapshots_published);

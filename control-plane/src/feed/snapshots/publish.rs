@@ -23,24 +23,38 @@ fn failed(error: impl std::fmt::Display) -> SnapshotError {
     SnapshotError::JetStream(error.to_string())
 }
 
+/// Segments that JetStream was seen to hold byte for byte. That a message is there does not say that it is the one that was sent.
+pub(super) type Seen = HashSet<super::SegmentName>;
+
 /// Publishes the newest of `manifests` where JetStream does not hold it, the manifest behind its segments, and removes
-/// segments that none of them names. True: something was missing.
+/// segments that none of them names. Reads what is not among `seen` back. True: something was missing.
 pub(super) async fn publish(
     shared: &Shared,
     client: &Client,
     manifests: &[Manifest],
     newest: &StoredSnapshot,
+    seen: &mut Seen,
 ) -> Result<bool, SnapshotError> {
     let Some(manifest) = manifests.first() else { return Ok(false) };
     let mut context = jetstream::new(client.clone());
     context.set_timeout(ANSWER);
     let stream = context.get_or_create_stream(stream_config(shared)).await.map_err(failed)?;
     let held = chunks(&stream, shared).await?;
-    let missing: Vec<&Segment> = manifest
-        .segments
-        .iter()
-        .filter(|segment| subjects(shared, segment).any(|(_, subject)| !held.contains(&subject)))
-        .collect();
+    let is_listed = |segment: &Segment| subjects(shared, segment).all(|(_, subject)| held.contains(&subject));
+    let listed: Seen =
+        manifest.segments.iter().filter(|segment| is_listed(segment)).map(|segment| segment.sha256).collect();
+    seen.retain(|name| listed.contains(name));
+    let mut missing: Vec<&Segment> = Vec::new();
+    for segment in &manifest.segments {
+        if seen.contains(&segment.sha256) {
+            continue;
+        }
+        if listed.contains(&segment.sha256) && fetch(shared, &stream, segment).await?.is_some() {
+            seen.insert(segment.sha256);
+        } else {
+            missing.push(segment);
+        }
+    }
     let told = told(&stream, shared, newest).await?;
     if missing.is_empty() && told {
         return Ok(false);
@@ -50,6 +64,11 @@ pub(super) async fn publish(
             return Err(SnapshotError::Elsewhere(segment.name()));
         };
         send(shared, &context, segment, &bytes).await?;
+        if fetch(shared, &stream, segment).await?.is_none() {
+            let name = segment.name();
+            return Err(failed(format!("segment {name} is not held as it was sent; sending it again")));
+        }
+        seen.insert(segment.sha256);
     }
     let ack = context
         .publish(shared.subjects.snapshot_manifest(), newest.manifest.clone().into())
@@ -80,20 +99,26 @@ pub(super) async fn take(
     context.set_timeout(ANSWER);
     let stream = context.get_stream(SNAPSHOT_STREAM).await.map_err(failed)?;
     for segment in missing {
-        let chunks: Vec<Option<Vec<u8>>> = futures::stream::iter(subjects(shared, segment))
-            .map(|(_, subject)| chunk(&stream, subject))
-            .buffered(PIPELINE)
-            .try_collect()
-            .await?;
-        let Some(chunks) = chunks.into_iter().collect::<Option<Vec<_>>>() else { return Ok(false) };
-        let bytes = chunks.concat();
-        // NATS is believed nothing: a segment is what its name says.
-        if segment.open(&bytes).is_err() {
-            return Ok(false);
-        }
+        let Some(bytes) = fetch(shared, &stream, segment).await? else { return Ok(false) };
         shared.segments.put(&segment.sha256, &bytes)?;
     }
     Ok(true)
+}
+
+/// The bytes of a segment as JetStream holds them; none where some are missing, or where they are not what the segment's name
+/// says.
+async fn fetch(
+    shared: &Shared,
+    stream: &Stream,
+    segment: &Segment,
+) -> Result<Option<Vec<u8>>, SnapshotError> {
+    let chunks: Vec<Option<Vec<u8>>> = futures::stream::iter(subjects(shared, segment))
+        .map(|(_, subject)| chunk(stream, subject))
+        .buffered(PIPELINE)
+        .try_collect()
+        .await?;
+    let bytes = chunks.into_iter().collect::<Option<Vec<_>>>().map(|chunks| chunks.concat());
+    Ok(bytes.filter(|bytes| segment.open(bytes).is_ok()))
 }
 
 async fn chunk(stream: &Stream, subject: String) -> Result<Option<Vec<u8>>, SnapshotError> {
