@@ -9,7 +9,7 @@ use atm_proto::report::SidecarReport;
 use atm_tests::authority::FeedAuthority;
 use atm_tests::authz::Authz;
 use atm_tests::dev::claims;
-use atm_tests::http;
+use atm_tests::{http, wait};
 use futures::StreamExt;
 use prost::Message;
 use serde_json::json;
@@ -121,8 +121,8 @@ impl Traffic {
         for node in &stack.nodes {
             let authz = Authz::lazy(&node.socket);
             for token in &tokens {
-                let verdict =
-                    authz.try_check_token(&token.text).await.expect("an answer: nothing is broken now");
+                let asked = || async { authz.try_check_token(&token.text).await.ok_or("no answer") };
+                let verdict = wait::until("an answer: nothing is broken now", wait::USUAL, asked).await;
                 let right = match token.standing {
                     Standing::Valid => verdict.is_permit(),
                     Standing::Unknown => verdict.is_permit() || verdict.reason == "revoked_token",
