@@ -9,16 +9,21 @@
 #![allow(clippy::cast_precision_loss)] // numbers to be read, far below 2^52
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use atm_proto::signature::TrustedFeedKeys;
+use atm_tests::authz::Authz;
 use atm_tests::dev::{DevClient, DevStack};
 use atm_tests::sidecar::Sidecar;
 use atm_tests::simulation::{FleetSettings, SimulatedFleet};
 use atm_tests::token::now;
 use futures::StreamExt;
 use serde_json::json;
+use tokio::task::JoinHandle;
 
+/// For how long decisions are timed before the batch.
+const USUAL: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::main]
@@ -122,6 +127,9 @@ async fn batch(client: &DevClient, stack: &DevStack, revocations: usize) {
     for _ in 0..4 {
         sidecars.push(Sidecar::start_ready(nats_url, key).await);
     }
+    let decisions = Decisions::start(client, stack).await;
+    tokio::time::sleep(USUAL).await; // decisions with nothing else to do
+    decisions.next("decisions at one sidecar, usually");
     let nats = async_nats::connect(nats_url).await.expect("NATS is there");
     let mut live = nats.subscribe("atm.default.live").await.expect("subscribed");
     nats.flush().await.expect("flushed");
@@ -150,6 +158,7 @@ async fn batch(client: &DevClient, stack: &DevStack, revocations: usize) {
     }
     client.until_settled().await;
     let everywhere = started.elapsed();
+    decisions.next("the same during the batch");
     println!(
         "{:<50} {:>8.0} a second",
         format!("{revocations} revocations in calls of {CALL}: sequenced"),
@@ -158,6 +167,44 @@ async fn batch(client: &DevClient, stack: &DevStack, revocations: usize) {
     println!("{:<50} {:>8.2} s", "the same, in force on 5 sidecars", everywhere.as_secs_f64());
     let bytes = bytes.await.expect("counted");
     println!("{:<50} {:>8.2} bytes", "wire bytes a revocation", bytes as f64 / revocations as f64);
+}
+
+/// One decision after the other at the local stack's sidecar, as a gateway asks for them.
+struct Decisions {
+    times: Arc<Mutex<Vec<Duration>>>,
+    task: JoinHandle<()>,
+}
+
+impl Decisions {
+    async fn start(client: &DevClient, stack: &DevStack) -> Self {
+        let token = client.issue().await.expect("a token");
+        let authz = Authz::connect(stack.field("sidecar_grpc")).await;
+        let times = Arc::new(Mutex::new(Vec::new()));
+        let taken = Arc::clone(&times);
+        let task = tokio::spawn(async move {
+            loop {
+                let asked = Instant::now();
+                assert!(
+                    authz.check_token(&token).await.is_permit(),
+                    "a token that nobody revoked is let through"
+                );
+                taken.lock().unwrap().push(asked.elapsed());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        Self { times, task }
+    }
+
+    /// A row of those since the last one.
+    fn next(&self, name: &str) {
+        row(name, &mut std::mem::take(&mut *self.times.lock().unwrap()));
+    }
+}
+
+impl Drop for Decisions {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 fn row(name: &str, times: &mut [Duration]) {

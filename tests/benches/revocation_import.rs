@@ -1,5 +1,5 @@
-//! A file of revocations: imported by `atmctl revoke --file`, sequenced, published, and in force at a sidecar. Real programs, a real
-//! nats-server.
+//! A file of revocations: imported by `atmctl revoke --file`, sequenced, published, and in force at a sidecar; then a sidecar that has
+//! nothing takes the snapshot, and is started again. Real programs, a real nats-server.
 //!
 //! Run by `make bench` with release builds (`ATM_BIN_DIR`). `ATM_BENCH_IMPORTED` (1000000) sets the size.
 
@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use atm_tests::dev::DevStack;
 use atm_tests::process::{self, peak_mib, resident_mib};
-use atm_tests::programs;
-use serde_json::Value;
+use atm_tests::sidecar::Sidecar;
+use atm_tests::{programs, wait};
+use serde_json::{Value, json};
 
 #[tokio::main]
 async fn main() {
@@ -32,7 +33,7 @@ async fn main() {
     let path = stack.path().join("ids");
     std::fs::write(&path, file).expect("the file is written");
     let directory = stack.path().display().to_string();
-    let arguments = ["--output", "json", "revoke", "--file", path.to_str().expect("UTF-8"), "--wait=60"];
+    let arguments = ["--output", "json", "revoke", "--file", path.to_str().expect("UTF-8"), "--wait=30"];
     let started = Instant::now();
     let environment = [("ATM_DEV_DIR", directory.as_str())];
     let output =
@@ -50,4 +51,36 @@ async fn main() {
         process::run_with(&programs::ours("atmctl"), &arguments, &environment, Duration::from_mins(10)).await;
     assert!(output.status.success(), "{}", process::stderr(&output));
     println!("{:<60} {:>8.1} s", "the same file again", again.elapsed().as_secs_f64());
+    fresh_sidecar(&stack, count).await;
+}
+
+/// A sidecar that has nothing: by the snapshot, and started again with what it has.
+async fn fresh_sidecar(stack: &DevStack, held: usize) {
+    let client = stack.client();
+    let feed = async || {
+        let answer = client.admin("GET", "/admin/v1/feed", &Value::Null).await;
+        answer.map(|answer| answer.json()).map_err(|error| error.to_string())
+    };
+    let feed = wait::until("a snapshot to be published", Duration::from_mins(10), async || {
+        let feed = feed().await?;
+        // A snapshot is made for every 64 MiB of the log: of so many, the newest holds more than half of what there is.
+        let revision = feed["revision"].as_u64().unwrap_or_default();
+        let least = if held >= 8_000_000 { revision / 2 } else { 1 };
+        let published = feed["snapshot"]["published"].as_u64().unwrap_or_default();
+        if published >= least { Ok(feed) } else { Err(feed.to_string()) }
+    })
+    .await;
+    let (revision, key) = (feed["revision"].as_u64().expect("a revision"), feed["feed_public_key"].as_str());
+    let key = key.expect("a key");
+    let mut sidecar =
+        Sidecar::configure_with(stack.field("nats_url"), key, &json!({ "store": { "blockCacheMiB": 64 } }));
+    for name in ["fresh sidecar to ready, by the snapshot and what is behind it", "the same, started again"] {
+        let started = Instant::now();
+        sidecar.start().await;
+        sidecar.until_ready_within(Duration::from_mins(10)).await;
+        sidecar.until_applied_within(revision, Duration::from_mins(10)).await;
+        println!("{name:<60} {:>8.2} s", started.elapsed().as_secs_f64());
+        println!("{:<60} {:>8.1} MiB", "its memory then", resident_mib(sidecar.process().id()));
+        sidecar.kill();
+    }
 }
