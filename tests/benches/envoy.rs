@@ -1,8 +1,9 @@
-//! What a request through Envoy costs: with the sidecar, with a server that allows everything, with Envoy's own `jwt_authn`, and with
-//! no filter. Real programs; 8 connections; the same token in every request; Envoy answers by itself, so that no upstream counts.
+//! What a request through Envoy costs: with the sidecar, with a server that allows everything, with one that does so and has Envoy set
+//! the headers and metadata that the sidecar's answer has, with Envoy's own `jwt_authn`, and with no filter. Real programs; 8 connections; the same token in every request; Envoy answers by itself, so that no upstream counts.
 //!
-//! Run by `make bench` with release builds (`ATM_BIN_DIR`). The four take turns; processor time is that of Envoy and of whoever it
-//! asks. `ATM_BENCH_SECONDS` sets the time of a turn.
+//! Run by `make bench` with release builds (`ATM_BIN_DIR`). They take turns; processor time is that of Envoy and of whoever it
+//! asks. The turns are short
+//! and many, so that a noisy moment meets all; `ATM_BENCH_SECONDS` sets the time of one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)] // a benchmark that cannot go on stops
 
@@ -18,9 +19,13 @@ use atm_tests::http;
 use atm_tests::nats::NatsServer;
 use atm_tests::sidecar::Sidecar;
 use atm_tests::token::TokenMint;
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::{Authorization, AuthorizationServer};
-use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
-use envoy_types::pb::google::rpc;
+use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse, OkHttpResponse};
+use envoy_types::pb::google::protobuf::value::Kind;
+use envoy_types::pb::google::{protobuf, rpc};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -33,13 +38,16 @@ use tonic::{Request, Response, Status};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CONNECTIONS: usize = 8;
-const TURNS: usize = 4;
+const TURNS: usize = 24;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match &arguments[..] {
-        [_, flag, socket] if flag == "--allow-all" => runtime.block_on(allow_all(Path::new(socket))),
+        [_, flag, socket] if flag == "--allow-all" => runtime.block_on(allow_all(Path::new(socket), bare())),
+        [_, flag, socket] if flag == "--allow-all-and-tell" => {
+            runtime.block_on(allow_all(Path::new(socket), telling()));
+        }
         _ => runtime.block_on(measure()),
     }
 }
@@ -51,11 +59,20 @@ struct Way {
     pids: Vec<u32>,
     requests: u32,
     wall: Duration,
-    processor: Duration,
+    /// Of each of `pids`, Envoy first.
+    processor: Vec<Duration>,
+}
+
+impl Way {
+    /// Microseconds of processor time a request: Envoy's, and that of whoever it asks.
+    fn cost(&self) -> (f64, f64) {
+        let of = |time: &Duration| time.as_secs_f64() * 1e6 / f64::from(self.requests);
+        (of(&self.processor[0]), self.processor.get(1).map_or(0.0, of))
+    }
 }
 
 async fn measure() {
-    let seconds = std::env::var("ATM_BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3.0);
+    let seconds = std::env::var("ATM_BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0.5);
     let turn = Duration::from_secs_f64(seconds);
     let mint = TokenMint::new("https://issuer.test", "main", &[("one", "ES256")]);
     let nats = NatsServer::start().await;
@@ -70,47 +87,58 @@ async fn measure() {
 
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("allow-all.sock");
-    let allowing = AllowAllServer::start(&socket);
+    let allowing = AllowAllServer::start("--allow-all", &socket);
+    let telling_socket = directory.path().join("telling.sock");
+    let telling = AllowAllServer::start("--allow-all-and-tell", &telling_socket);
     let (asking_sidecar, asking_nobody) = (answering(&sidecar.socket()), answering(&socket));
     let mut ways = Vec::new();
     for (name, config, asked) in [
         ("no filter", without_filter(asking_nobody.clone()), None),
         ("jwt_authn", with_jwt_authn(asking_nobody.clone(), &mint), None),
         ("allow-all", asking_nobody, Some(allowing.0.id())),
+        ("the same, told as much", answering(&telling_socket), Some(telling.0.id())),
         ("sidecar", asking_sidecar, Some(sidecar.process().id())),
     ] {
         let envoy = Envoy::start_config(&config).await;
-        let pids = std::iter::once(envoy.id()).chain(asked).collect();
-        ways.push(Way { name, envoy, pids, requests: 0, wall: Duration::ZERO, processor: Duration::ZERO });
+        let pids: Vec<u32> = std::iter::once(envoy.id()).chain(asked).collect();
+        let processor = vec![Duration::ZERO; pids.len()];
+        ways.push(Way { name, envoy, pids, requests: 0, wall: Duration::ZERO, processor });
     }
     let token = mint.token().claim("padding", "x".repeat(200)).sign();
     let request = request(&token);
     for way in &ways {
         let answer = http::exchange(way.envoy.address(), &request).await.unwrap();
         assert_eq!(answer.status, 200, "{}: {}", way.name, answer.text());
-        load(way.envoy.address(), &request, turn / 4).await; // warm
+        load(way.envoy.address(), &request, Duration::from_secs(1)).await; // warm
     }
+    // Forth and back, so that no way always follows the same one.
     for _ in 0..TURNS {
         for way in &mut ways {
-            let (before, begun) = (processor_time(&way.pids), Instant::now());
+            let before: Vec<_> = way.pids.iter().map(processor_time).collect();
+            let begun = Instant::now();
             way.requests += load(way.envoy.address(), &request, turn).await;
             way.wall += begun.elapsed();
-            way.processor += processor_time(&way.pids).checked_sub(before).unwrap();
+            for ((pid, total), before) in way.pids.iter().zip(&mut way.processor).zip(before) {
+                *total += processor_time(pid).checked_sub(before).unwrap();
+            }
         }
+        ways.reverse();
     }
     report(&ways, token.len());
 }
 
 fn report(ways: &[Way], token: usize) {
     let rate = |way: &Way| f64::from(way.requests) / way.wall.as_secs_f64();
-    let cost = |way: &Way| way.processor.as_secs_f64() * 1e6 / f64::from(way.requests);
+    let cost = |way: &Way| way.cost().0 + way.cost().1;
     let of = |name: &str| ways.iter().find(|way| way.name == name).unwrap();
     println!(
         "through Envoy, one worker, {CONNECTIONS} connections, 11 headers, one ES256 token of {token} bytes"
     );
     for way in ways {
+        let (envoys, servers) = way.cost();
         println!(
-            "  {:<10} {:>7.0} requests/s ({:>4.2} x allow-all)  {:>6.1} us of processor time ({:>4.2} x allow-all)",
+            "  {:<22} {:>7.0} requests/s ({:>4.2} x allow-all)  {:>6.1} us of processor time ({:>4.2} x allow-all): Envoy's {envoys:>5.1}, \
+             the server's {servers:>5.1}",
             way.name,
             rate(way),
             rate(way) / rate(of("allow-all")),
@@ -199,22 +227,21 @@ async fn load(address: &str, request: &[u8], time: Duration) -> u32 {
 }
 
 /// `utime` and `stime` of proc(5), in hundredths of a second.
-fn processor_time(pids: &[u32]) -> Duration {
-    let of = |pid: &u32| -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let (_, fields) = stat.rsplit_once(')').unwrap();
-        fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
-    };
-    Duration::from_millis(pids.iter().map(of).sum::<u64>() * 10)
+fn processor_time(pid: &u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let ticks: u64 =
+        fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 /// This program in a second process; killed when dropped.
 struct AllowAllServer(Child);
 
 impl AllowAllServer {
-    fn start(socket: &Path) -> Self {
+    fn start(flag: &str, socket: &Path) -> Self {
         let program = std::env::current_exe().unwrap();
-        let child = Command::new(program).arg("--allow-all").arg(socket).spawn().unwrap();
+        let child = Command::new(program).arg(flag).arg(socket).spawn().unwrap();
         while !socket.exists() {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -229,19 +256,54 @@ impl Drop for AllowAllServer {
     }
 }
 
-struct AllowAll;
+/// The least answer that lets a request through.
+fn bare() -> CheckResponse {
+    CheckResponse { status: Some(rpc::Status::default()), ..CheckResponse::default() }
+}
+
+/// An answer with the headers and the metadata of the sidecar's to the token of this benchmark.
+fn telling() -> CheckResponse {
+    let header = |(name, value): (&str, &str)| HeaderValueOption {
+        header: Some(HeaderValue { key: name.to_owned(), value: value.to_owned(), ..HeaderValue::default() }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..HeaderValueOption::default()
+    };
+    let field = |(name, value): (&str, &str)| {
+        (name.to_owned(), protobuf::Value { kind: Some(Kind::StringValue(value.to_owned())) })
+    };
+    let set = [
+        ("x-atm-subject", "alice"),
+        ("x-atm-client", "shop"),
+        ("x-atm-issuer", "https://issuer.test"),
+        ("x-atm-scope", "orders.read orders.write"),
+        ("x-atm-session", "session-1"),
+        ("x-atm-token-id", "0b4ddc85d1d94a66b1f21c8b3a8e5f17"),
+        ("x-atm-policy", "orders"),
+    ];
+    let metadata = [("reason", "permit"), ("policy", "orders"), ("rule", "read")];
+    CheckResponse {
+        http_response: Some(HttpResponse::OkResponse(OkHttpResponse {
+            headers: set.into_iter().map(header).collect(),
+            ..OkHttpResponse::default()
+        })),
+        dynamic_metadata: Some(protobuf::Struct { fields: metadata.into_iter().map(field).collect() }),
+        ..bare()
+    }
+}
+
+struct AllowAll(CheckResponse);
 
 #[tonic::async_trait]
 impl Authorization for AllowAll {
     async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        Ok(Response::new(CheckResponse { status: Some(rpc::Status::default()), ..CheckResponse::default() }))
+        Ok(Response::new(self.0.clone()))
     }
 }
 
-async fn allow_all(socket: &Path) {
+async fn allow_all(socket: &Path, answer: CheckResponse) {
     let incoming = UnixListenerStream::new(tokio::net::UnixListener::bind(socket).unwrap());
     Server::builder()
-        .add_service(AuthorizationServer::new(AllowAll))
+        .add_service(AuthorizationServer::new(AllowAll(answer)))
         .serve_with_incoming(incoming)
         .await
         .unwrap();

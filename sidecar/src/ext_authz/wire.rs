@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use atm_core::decision::Permit;
+use atm_core::freshness::Freshness;
 use atm_core::policy::{CredentialSource, lookup};
 use atm_core::request::Request;
 use prost::Message;
@@ -64,29 +65,19 @@ fn header(buffer: &mut Vec<u8>, number: u8, name: &str, value: &str) {
     });
 }
 
-/// The dynamic metadata, a `google.protobuf.Struct`.
+/// The dynamic metadata, a `google.protobuf.Struct`. Envoy copies each field several times, some 2 µs of its time: what every access
+/// log wants is always there, the token's claims for those rules that ask for them.
 fn metadata(permit: &Permit, buffer: &mut Vec<u8>) {
+    text_field(buffer, "reason", "permit");
     text_field(buffer, "policy", &permit.rule.policy);
     text_field(buffer, "rule", &permit.rule.name);
-    text_field(buffer, "reason", "permit");
-    text_field(buffer, "freshness", permit.freshness.as_str());
-    let Some(token) = &permit.token else { return };
-    let claims = &token.claims;
-    let optional = [
-        ("subject", Some(&*claims.subject)),
-        ("client_id", claims.client_id.as_deref()),
-        ("issuer", Some(&*claims.issuer)),
-        ("jti", claims.jti.as_deref()),
-        ("session", claims.session.as_deref()),
-    ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            text_field(buffer, name, value);
-        }
+    if permit.freshness != Freshness::Fresh {
+        text_field(buffer, "freshness", permit.freshness.as_str());
     }
-    text_field(buffer, "scope", &identity::scope(claims));
+    let Some(token) = &permit.token else { return };
     let chosen = permit.rule.upstream.metadata.iter();
-    let mut chosen = chosen.filter_map(|path| Some((path.last()?, lookup(&claims.raw, path)?))).peekable();
+    let mut chosen =
+        chosen.filter_map(|path| Some((path.last()?, lookup(&token.claims.raw, path)?))).peekable();
     if chosen.peek().is_some() {
         field(buffer, "claims", |value| {
             nested(value, 5, |fields| {
