@@ -1,5 +1,5 @@
 //! Whether calls keep their speed when the tables are full: the same calls on an empty and on a filled store, side by side, on
-//! the embedded store and on PostgreSQL.
+//! the embedded store and on PostgreSQL; and how refreshes gain by being many at once, because they share commits.
 //!
 //! One control plane for each engine, in this process; clients call it over HTTP, [`IN_FLIGHT`] at a time. The rows are made by
 //! the engine itself, in batches. `ATM_BENCH_ROWS` sets how many sessions there are (100,000), and with them how many rows of the other
@@ -27,6 +27,8 @@ use tokio::sync::Mutex;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const IN_FLIGHT: usize = 16;
+/// Refreshes at once whose speed is compared.
+const AT_ONCE: [usize; 4] = [1, 8, 32, 64];
 /// Rows of one statement.
 const BATCH: u64 = 50_000;
 /// Sessions that are refreshed in turn: their rows lie all over the table once it is filled.
@@ -264,9 +266,9 @@ const CALLS: [(&str, Call); 4] = [
 ];
 
 /// Calls a second.
-async fn measure(bench: &Arc<Bench>, call: Call, time: Duration) -> f64 {
+async fn measure(bench: &Arc<Bench>, call: Call, in_flight: usize, time: Duration) -> f64 {
     let begun = Instant::now();
-    let callers = (0..IN_FLIGHT).map(|_| {
+    let callers = (0..in_flight).map(|_| {
         let bench = Arc::clone(bench);
         tokio::spawn(async move {
             let mut done = 0_u32;
@@ -292,19 +294,25 @@ async fn main() {
     let time = Duration::from_secs(from_environment("ATM_BENCH_SECONDS", 3));
     let directory = || tempfile::tempdir().unwrap();
     let url = tokio::task::spawn_blocking(atm_test_postgres::database).await.unwrap();
+    let mut at_once = Vec::new();
     println!("| Store | Call | empty, a second | {rows} sessions | times slower |\n|---|---|---|---|---|");
     for target in [Target::Embedded(directory()), Target::Postgres(url, directory())] {
         let bench = Arc::new(Bench::start(&target).await);
         let mut empty = Vec::new();
         for (_, call) in CALLS {
-            empty.push(measure(&bench, call, time).await);
+            empty.push(measure(&bench, call, IN_FLIGHT, time).await);
+        }
+        for in_flight in AT_ONCE {
+            let refreshes = measure(&bench, |bench| Box::pin(bench.refresh()), in_flight, time).await;
+            at_once.push(format!("| {} | {in_flight} | {refreshes:.0} |", target.name()));
         }
         target.fill(rows).await;
         for ((name, call), empty) in CALLS.into_iter().zip(empty) {
-            let full = measure(&bench, call, time).await;
+            let full = measure(&bench, call, IN_FLIGHT, time).await;
             println!("| {} | {name} | {empty:.0} | {full:.0} | {:.2} |", target.name(), empty / full);
         }
         let Ok(bench) = Arc::try_unwrap(bench) else { panic!("a caller is left") };
         assert!(bench.app.drain().await);
     }
+    println!("\n| Store | refreshes at once | a second |\n|---|---|---|\n{}", at_once.join("\n"));
 }

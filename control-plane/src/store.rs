@@ -21,7 +21,7 @@
 //!
 //! # What holds
 //!
-//! Transactions are serialisable: on SQLite by its one writer, on PostgreSQL by `SERIALIZABLE`. Work that begins with the
+//! Transactions are serialisable: on SQLite by its one writer, which commits together what waits for it, on PostgreSQL by `SERIALIZABLE`. Work that begins with the
 //! lock of one row (the sequencer) takes `RowLocks`, and waits there instead of failing. There are no advisory locks. A read
 //! outside of a transaction sees what is committed when it begins.
 
@@ -253,7 +253,7 @@ async fn migrate(engine: &Engine) -> Result<(), sqlx::migrate::MigrateError> {
     let mut tried = 0;
     loop {
         let outcome = match engine {
-            Engine::Sqlite(sqlite) => MIGRATIONS.run(&sqlite.writer).await,
+            Engine::Sqlite(sqlite) => MIGRATIONS.run(&sqlite.migrating).await,
             Engine::Postgres(postgres) => MIGRATIONS.run(&postgres.pool).await,
         };
         match outcome {

@@ -207,7 +207,7 @@ async fn a_blocked_store_stops_nobody_and_what_is_lost_is_said_in_the_chain() {
     assert!(before.elapsed() < Duration::from_secs(5), "recording never waits for the store");
     let lost = running.audit.counters().lost;
     assert!(lost > 0);
-    blocker.rollback().await;
+    blocker.rollback().await.unwrap();
     let recorded = (QUEUE + segment::MAX_EVENTS + beyond) as u64 - lost;
     let audit = running.end().await;
     let report = verify(&audit).await;

@@ -1,6 +1,6 @@
 //! The embedded engine: SQLite with a write-ahead log and `synchronous = FULL`, so that what a call has acknowledged
 //! survives a power cut. One connection writes, in transactions that begin with the write lock, so that a transaction never
-//! fails half-way because another one wrote; several connections read.
+//! fails half-way because another one wrote, and what waits for it shares a commit ([`group`]); several connections read.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection, SqlitePool};
+
+pub(super) mod group;
 
 /// Readers beside the one writer.
 const READERS: u32 = 4;
@@ -17,7 +19,9 @@ const WRITER_WAIT: Duration = Duration::from_secs(10);
 /// The open file.
 #[derive(Debug)]
 pub(super) struct Sqlite {
-    pub(super) writer: SqlitePool,
+    pub(super) writer: group::Writer,
+    /// The writer's connection, for the migrations before it begins.
+    pub(super) migrating: SqlitePool,
     pub(super) readers: SqlitePool,
     /// Locked while this process has the store.
     owned: File,
@@ -35,7 +39,7 @@ impl Sqlite {
             .foreign_keys(true)
             .busy_timeout(WRITER_WAIT)
             .optimize_on_close(true, None);
-        let writer = pool()
+        let migrating = pool()
             .max_connections(1)
             .acquire_timeout(WRITER_WAIT)
             .idle_timeout(None)
@@ -46,7 +50,8 @@ impl Sqlite {
             .max_connections(READERS)
             .acquire_timeout(WRITER_WAIT)
             .connect_lazy_with(options.pragma("query_only", "ON"));
-        Ok(Self { writer, readers, owned })
+        let writer = group::Writer::start(migrating.clone());
+        Ok(Self { writer, migrating, readers, owned })
     }
 
     pub(super) async fn close(&self) {

@@ -14,6 +14,7 @@ mod audit_chains;
 mod clock;
 mod concurrency;
 mod feed;
+mod group;
 mod jobs;
 mod oauth;
 mod opening;

@@ -1,11 +1,13 @@
 //! Transactions on either engine, and how they are run again where another one came in between.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Sqlite;
 
 use super::postgres::Lease;
 use super::query::{Query, Row};
+use super::sqlite::group::{Member, Verdict};
 use super::versions::Topic;
 use super::{Engine, Store, StoreError, corrupt, is_conflict};
 
@@ -34,23 +36,29 @@ pub(crate) struct Transaction {
     bumped: Vec<(Topic, u64)>,
     /// Another transaction came in between: this one has failed, and may succeed when it is run again.
     conflicted: bool,
-    /// A statement has failed. PostgreSQL undoes all then, whatever is said at the end.
-    failed: bool,
+    /// Why a statement has failed. PostgreSQL undoes all then, whatever is said at the end.
+    failed: Option<Arc<str>>,
 }
 
 enum Connection {
-    Sqlite(sqlx::Transaction<'static, Sqlite>),
+    Sqlite(Member),
+    SqliteRead(sqlx::Transaction<'static, Sqlite>),
     Postgres(Lease),
 }
 
 impl Transaction {
     fn over(store: &Store, connection: Connection) -> Self {
-        Self { store: store.clone(), connection, bumped: Vec::new(), conflicted: false, failed: false }
+        Self { store: store.clone(), connection, bumped: Vec::new(), conflicted: false, failed: None }
     }
 
     pub(super) async fn execute(&mut self, query: Query<'_>) -> Result<u64, StoreError> {
+        self.goes_on()?;
         let outcome = match &mut self.connection {
-            Connection::Sqlite(connection) => {
+            Connection::Sqlite(member) => {
+                let done = query.for_sqlite().execute(member.connection()?).await;
+                done.map(|done| done.rows_affected())
+            }
+            Connection::SqliteRead(connection) => {
                 query.for_sqlite().execute(&mut **connection).await.map(|done| done.rows_affected())
             }
             Connection::Postgres(connection) => connection.execute(query).await,
@@ -59,8 +67,12 @@ impl Transaction {
     }
 
     pub(super) async fn fetch_all(&mut self, query: Query<'_>) -> Result<Vec<Row>, StoreError> {
+        self.goes_on()?;
         let outcome = match &mut self.connection {
-            Connection::Sqlite(connection) => {
+            Connection::Sqlite(member) => {
+                query.for_sqlite().fetch_all(member.connection()?).await.map(Row::sqlite)
+            }
+            Connection::SqliteRead(connection) => {
                 query.for_sqlite().fetch_all(&mut **connection).await.map(Row::sqlite)
             }
             Connection::Postgres(connection) => connection.fetch_all(query).await,
@@ -68,10 +80,19 @@ impl Transaction {
         self.noted(outcome)
     }
 
+    /// PostgreSQL takes nothing more after a statement that has failed. SQLite would, and where the disk has failed it may have
+    /// ended the transaction: what followed would be a commit of its own.
+    fn goes_on(&self) -> Result<(), StoreError> {
+        if self.failed.is_some() && !matches!(self.connection, Connection::Postgres(_)) {
+            return Err(corrupt("transaction", "goes on although a statement of it has failed"));
+        }
+        Ok(())
+    }
+
     fn noted<T>(&mut self, outcome: Result<T, sqlx::Error>) -> Result<T, StoreError> {
         outcome.map_err(|error| {
             self.conflicted |= is_conflict(&error);
-            self.failed = true;
+            self.failed = Some(error.to_string().into());
             error.into()
         })
     }
@@ -82,12 +103,13 @@ impl Transaction {
 
     /// Makes it true. An error here means that it is not known whether it is.
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
-        if self.failed {
-            self.rollback().await;
+        if self.failed.is_some() {
+            self.rollback().await?;
             return Err(corrupt("transaction", "is committed although a statement of it has failed"));
         }
         match self.connection {
-            Connection::Sqlite(connection) => connection.commit().await?,
+            Connection::Sqlite(member) => member.end(Verdict::Keep).await?,
+            Connection::SqliteRead(connection) => connection.commit().await?,
             Connection::Postgres(mut connection) => {
                 let outcome = connection.command("COMMIT").await;
                 connection.end_after(&outcome);
@@ -100,16 +122,19 @@ impl Transaction {
         Ok(())
     }
 
-    /// Undoes it. Dropping it does the same a little later.
-    pub(crate) async fn rollback(self) {
+    /// Undoes it. Dropping it does the same a little later. An error means that what it has read was not true: it came from
+    /// others of its group, whose commit failed.
+    pub(crate) async fn rollback(self) -> Result<(), StoreError> {
         // A connection that cannot roll back is not used again, and its transaction ends with it.
         match self.connection {
-            Connection::Sqlite(connection) => drop(connection.rollback().await),
+            Connection::Sqlite(member) => member.end(Verdict::Undo(self.failed)).await?,
+            Connection::SqliteRead(connection) => drop(connection.rollback().await),
             Connection::Postgres(mut connection) => {
                 let outcome = connection.command("ROLLBACK").await;
                 connection.end_after(&outcome);
             }
         }
+        Ok(())
     }
 }
 
@@ -124,7 +149,7 @@ impl Store {
     /// connection that is dropped within one is closed.
     pub(crate) async fn begin_read(&self) -> Result<Transaction, StoreError> {
         let connection = match &self.0.engine {
-            Engine::Sqlite(sqlite) => Connection::Sqlite(sqlite.readers.begin().await?),
+            Engine::Sqlite(sqlite) => Connection::SqliteRead(sqlite.readers.begin().await?),
             Engine::Postgres(postgres) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
                 let mut connection = postgres.lease().await?;
@@ -137,7 +162,7 @@ impl Store {
 
     async fn begin_with(&self, isolation: Isolation) -> Result<Transaction, StoreError> {
         let connection = match &self.0.engine {
-            Engine::Sqlite(sqlite) => Connection::Sqlite(sqlite.writer.begin_with("BEGIN IMMEDIATE").await?),
+            Engine::Sqlite(sqlite) => Connection::Sqlite(sqlite.writer.begin().await?),
             Engine::Postgres(postgres) => {
                 let begin = match isolation {
                     Isolation::Serializable => "BEGIN ISOLATION LEVEL SERIALIZABLE",
@@ -153,7 +178,7 @@ impl Store {
 
     pub(super) async fn execute_alone(&self, query: Query<'_>) -> Result<u64, StoreError> {
         match &self.0.engine {
-            Engine::Sqlite(sqlite) => Ok(query.for_sqlite().execute(&sqlite.writer).await?.rows_affected()),
+            Engine::Sqlite(sqlite) => Ok(sqlite.writer.statement(query.for_sqlite()).await?.touched),
             Engine::Postgres(postgres) => {
                 let mut retries = Retries::default();
                 loop {
@@ -168,7 +193,9 @@ impl Store {
 
     pub(super) async fn fetch_alone(&self, query: Query<'_>) -> Result<Vec<Row>, StoreError> {
         match &self.0.engine {
-            Engine::Sqlite(sqlite) => Ok(Row::sqlite(query.for_sqlite().fetch_all(&sqlite.writer).await?)),
+            Engine::Sqlite(sqlite) => {
+                Ok(Row::sqlite(sqlite.writer.statement(query.for_sqlite()).await?.rows))
+            }
             Engine::Postgres(postgres) => {
                 let mut retries = Retries::default();
                 loop {
@@ -218,8 +245,11 @@ impl Attempts<'_> {
             },
             Err(error) => {
                 let conflicted = transaction.conflicted;
-                transaction.rollback().await;
-                if conflicted && again { None } else { Some(Err(error)) }
+                match transaction.rollback().await {
+                    _ if conflicted && again => None,
+                    Ok(()) => Some(Err(error)),
+                    Err(failed) => Some(Err(failed.into())),
+                }
             }
         }
     }

@@ -25,7 +25,7 @@ async fn what_is_rolled_back_was_never_there(place: Place) {
     drop(transaction);
     let mut transaction = store.begin().await.unwrap();
     outbox::enqueue(&mut transaction, &tokens(2), UnixMillis(1)).await.unwrap();
-    transaction.rollback().await;
+    transaction.rollback().await.unwrap();
     assert!(sequenced(&store).await.is_empty());
 }
 

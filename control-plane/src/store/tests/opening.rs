@@ -61,7 +61,7 @@ async fn a_transaction_that_the_engine_has_undone_by_itself_is_the_last_of_its_c
     for _ in 0..3 {
         let mut transaction = store.begin().await.unwrap();
         query("ROLLBACK").execute(&mut transaction).await.unwrap();
-        transaction.rollback().await;
+        transaction.rollback().await.unwrap();
         let mut transaction = store.begin().await.unwrap();
         query("ROLLBACK").execute(&mut transaction).await.unwrap();
         assert!(transaction.commit().await.is_err(), "nothing was committed, and nobody may believe it");
