@@ -30,6 +30,7 @@ use crate::keys::root::{RootError, WrappingKeys};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::realms::{Realms, Serve};
+use crate::retention;
 use crate::secret::SecretError;
 use crate::store::{Store, StoreError, StoreSettings};
 use crate::tls::{Certificate, TlsError};
@@ -251,6 +252,13 @@ async fn serve_default(plant: Plant, lifecycle: &Lifecycle) -> Result<Services, 
         let plant = plant.clone();
         Arc::new(move |realm| Box::pin(plant.clone().serve(realm)))
     };
+    let retention = retention::run(
+        plant.store.clone(),
+        Arc::clone(&plant.clock),
+        plant.config.retention,
+        lifecycle.background_ends(),
+    );
+    lifecycle.spawn_background("retention", retention);
     let realms = Realms::new(plant.store.clone(), Arc::clone(&plant.clock), serve);
     lifecycle.spawn_background("realms", realms.clone().run(lifecycle.background_ends()));
     let services = plant.services(&tenant, keys, Some(realms));

@@ -17,11 +17,13 @@ use atm_proto::subject::Subjects;
 use atm_telemetry::TracingSettings;
 
 use crate::feed::SnapshotSettings;
+use crate::retention::RetentionSettings;
 use crate::store::StoreSettings;
 
 mod audit;
 mod keys;
 mod oauth;
+mod retention;
 mod secrets;
 mod store;
 #[cfg(test)]
@@ -63,6 +65,8 @@ pub struct Config {
     pub transmitters_file: Option<PathBuf>,
     /// The audit chain.
     pub audit: AuditConfig,
+    /// For how long ended sessions and records of revocations are kept.
+    pub retention: RetentionSettings,
     /// The feed.
     pub feed: FeedConfig,
     /// Life of access tokens where the client has none of its own.
@@ -243,6 +247,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let admin_token_file = reader.required("admin.tokenFile", path);
     let admin_credentials_file = reader.optional("admin.credentialsFile", path);
     let audit = audit::read(reader);
+    let retention = retention::read(reader);
     let transmitters_file = reader.optional("securityEvents.transmittersFile", path);
     let feed = feed(reader, store.as_ref().map(|store| &store.settings));
     let (token_lifetime, max_token_lifetime) = lifetimes(reader);
@@ -262,6 +267,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         admin_credentials_file,
         transmitters_file,
         audit,
+        retention,
         feed: feed?,
         token_lifetime,
         max_token_lifetime,

@@ -25,6 +25,7 @@ pub mod policies;
 pub mod realms;
 pub mod registration;
 pub mod registry;
+pub mod retention;
 pub mod revocation;
 pub mod secret;
 pub mod sessions;

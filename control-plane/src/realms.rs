@@ -41,6 +41,8 @@ const MAX_NAME: usize = 63;
 const MAX_TOKEN_SECONDS: u32 = 86_400;
 /// Seconds of a session at most: ten years.
 const MAX_SESSION_SECONDS: u32 = 3_653 * 86_400;
+/// Days that something is kept at most, unless it is kept for ever: a hundred years.
+const MAX_RETENTION_DAYS: u32 = 36_500;
 
 /// Whether a realm is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +80,12 @@ pub struct RealmSettings {
     pub session_idle_seconds: Option<u32>,
     /// Seconds after which its sessions end in any case.
     pub session_lifetime_seconds: Option<u32>,
+    /// Days that its sessions are kept after their end, for those who look for what happened; 0: for ever.
+    pub session_retention_days: Option<u32>,
+    /// Days that records of its revocations are kept; 0: for ever. What is revoked stays so.
+    pub revocation_retention_days: Option<u32>,
+    /// Days that its audit events are kept at least; 0: for ever.
+    pub audit_retention_days: Option<u32>,
 }
 
 /// A realm beside the default one. Times are milliseconds since the Unix epoch.
@@ -305,6 +313,15 @@ fn check(name: Option<&str>, settings: &RealmSettings) -> Result<(), RealmError>
     ] {
         if value.is_some_and(|value| value == 0 || value > most) {
             refuse(field, format!("must be 1 to {most}"));
+        }
+    }
+    for (field, days) in [
+        ("session_retention_days", settings.session_retention_days),
+        ("revocation_retention_days", settings.revocation_retention_days),
+        ("audit_retention_days", settings.audit_retention_days),
+    ] {
+        if days.is_some_and(|days| days > MAX_RETENTION_DAYS) {
+            refuse(field, format!("must be 0 (for ever) to {MAX_RETENTION_DAYS}"));
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(RealmError::Invalid(errors)) }

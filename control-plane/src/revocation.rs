@@ -307,7 +307,7 @@ impl Revocations {
     ) -> Result<Applied, RevocationError> {
         let ticket = self.enforce(transaction, order.selectors, prepared.watermark).await?;
         for record in &prepared.records {
-            enforcement::record(transaction, record).await?;
+            enforcement::record(transaction, self.keys.realm(), record).await?;
         }
         let kids: Vec<&str> = kids(order.selectors).collect();
         let keys = if kids.is_empty() {
@@ -379,14 +379,14 @@ impl Revocations {
         })
     }
 
-    /// Past calls that fit, the newest first, behind `after` (instant and id), at most `limit`.
+    /// The realm's past calls that fit, the newest first, behind `after` (instant and id), at most `limit`.
     pub async fn list(
         &self,
         filter: &RevocationFilter,
         after: Option<(i64, &str)>,
         limit: u32,
     ) -> Result<Vec<RevocationRecord>, StoreError> {
-        enforcement::list(&self.store, filter, after, limit).await
+        enforcement::list(&self.store, self.keys.realm(), filter, after, limit).await
     }
 
     /// Whether the token is revoked by itself or by any scope it belongs to; for introspection (RFC 7662).

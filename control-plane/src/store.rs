@@ -45,6 +45,7 @@ mod postgres;
 pub(crate) mod query;
 pub(crate) mod reach;
 pub(crate) mod realms;
+pub(crate) mod retention;
 pub(crate) mod revocation_jobs;
 pub(crate) mod sealed_keys;
 pub(crate) mod security_events;

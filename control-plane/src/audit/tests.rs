@@ -7,6 +7,7 @@ use atm_proto::signature::TrustedFeedKeys;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::retention::Cutoffs;
 use super::*;
 use crate::store::tests::{Place, contract};
 use crate::store::{query, transact};
@@ -18,6 +19,7 @@ contract!(
     processes_write_their_chains_side_by_side,
     a_restart_a_minute_does_not_make_checkpoints_grow,
     retention_takes_the_oldest_and_leaves_a_chain_that_verifies,
+    an_event_is_kept_as_long_as_its_realm_says,
 );
 
 /// More than a checkpoint names.
@@ -246,7 +248,8 @@ async fn retention_takes_the_oldest_and_leaves_a_chain_that_verifies(place: Plac
     .unwrap();
     let before = crate::clock::wall_now().0;
     running.audit.written(issued(2)).await;
-    running.audit.remove_before(before).await.unwrap();
+    let cutoffs = Cutoffs::new(Some(Duration::ZERO), vec![], before);
+    running.audit.remove_over(&cutoffs).await.unwrap();
     let audit = running.end().await;
     let report = verify(&audit).await;
     assert!(report.is_intact(), "{report:?}");
@@ -254,6 +257,37 @@ async fn retention_takes_the_oldest_and_leaves_a_chain_that_verifies(place: Plac
     assert_eq!(chain.beginning, atm_proto::audit::Beginning::Retention);
     assert!(audit.about("token", "jti-1", 10).await.unwrap().is_empty());
     assert_eq!(audit.about("token", "jti-2", 10).await.unwrap().len(), 1);
+}
+
+async fn an_event_is_kept_as_long_as_its_realm_says(place: Place) {
+    const DAY: i64 = 86_400 * 1_000;
+    let store = place.open().await;
+    let running = Running::start(&store).await;
+    let events = [issued(1).realm("short"), issued(2), issued(3).realm("long"), issued(4).realm("short")];
+    for event in events {
+        running.audit.written(event).await;
+    }
+    let left = async |days: i64| {
+        let own = vec![("short".to_owned(), 1), ("long".to_owned(), 5)];
+        let now = crate::clock::wall_now().0 + days * DAY;
+        let cutoffs = Cutoffs::new(Some(Duration::from_hours(3 * 24)), own, now);
+        running.audit.remove_over(&cutoffs).await.unwrap();
+        let mut left = Vec::new();
+        for number in 1..=4 {
+            let token = format!("jti-{number}");
+            if !running.audit.about("token", &token, 10).await.unwrap().is_empty() {
+                left.push(number);
+            }
+        }
+        left
+    };
+    // Ahead of it all is the chain's own first event, which is of no realm.
+    assert_eq!(left(2).await, [1, 2, 3, 4]);
+    assert_eq!(left(4).await, [3, 4], "the configured time holds up nothing of a realm with more");
+    assert_eq!(left(6).await, Vec::<i32>::new());
+    let audit = running.end().await;
+    let report = verify(&audit).await;
+    assert!(report.is_intact(), "{report:?}");
 }
 
 async fn last_ms(audit: &Audit) -> i64 {

@@ -8,7 +8,7 @@ use atm_core::time::UnixMillis;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Shared;
-use crate::store::{StoreError, enforcement, opaque_tokens, outbox, sessions, single_use};
+use crate::store::{StoreError, enforcement, opaque_tokens, outbox, single_use};
 
 /// How often the issue clock is looked after.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -23,8 +23,6 @@ const OUTBOX_KEPT_MS: i64 = 10 * 60 * 1000;
 
 /// How long an opaque token is kept after its end: some sidecar may forgive so much difference between clocks.
 const OPAQUE_KEPT_MS: i64 = 10 * 60 * 1000;
-/// How long a session is kept after its end, for those who look for what happened: a week.
-const SESSIONS_KEPT_MS: i64 = 7 * 86_400 * 1000;
 
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut ticks = interval(PERIOD);
@@ -59,6 +57,5 @@ async fn purge(shared: &Shared) -> Result<bool, StoreError> {
     enforcement::purge_ended_scopes(&shared.store).await?;
     let used = single_use::purge(&shared.store, now, ROWS).await?;
     let opaque = opaque_tokens::purge(&shared.store, UnixMillis(now.0 - OPAQUE_KEPT_MS), ROWS).await?;
-    let sessions = sessions::purge(&shared.store, UnixMillis(now.0 - SESSIONS_KEPT_MS), ROWS).await?;
-    Ok([rows, tokens, used, opaque, sessions].contains(&u64::from(ROWS)))
+    Ok([rows, tokens, used, opaque].contains(&u64::from(ROWS)))
 }

@@ -76,11 +76,11 @@ pub fn realm_router(services: Shared) -> Router {
         .merge(measured(&services, Endpoint::AdminKeys, key_routes()))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .merge(
-            // Past ones are listed for all realms together, at the default one.
             measured(
                 &services,
                 Endpoint::AdminRevocations,
-                Router::new().route("/admin/v1/revocations", post(revocations::revoke)),
+                Router::new()
+                    .route("/admin/v1/revocations", get(revocations::list).post(revocations::revoke)),
             )
             .layer(DefaultBodyLimit::max(MAX_BATCH)),
         )

@@ -19,7 +19,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 const FARTHEST_MS: i64 = 366 * 24 * 60 * 60 * 1_000;
 /// Selectors of one scheduled revocation.
 pub const MAX_SCHEDULED_SELECTORS: usize = 1_000;
-/// How long a settled one is shown, and how long the parts of files are remembered.
+/// How long the parts of files and security events are remembered.
 const REMEMBERED_MS: i64 = 30 * 24 * 60 * 60 * 1_000;
 /// Those that are due are looked up by so many at a time.
 const DUE_AT_ONCE: u32 = 32;
@@ -195,7 +195,6 @@ impl Revocations {
 
     async fn forget(&self, now: UnixMillis) -> Result<(), StoreError> {
         let before = UnixMillis(now.0 - REMEMBERED_MS);
-        revocation_jobs::purge_settled(&self.store, before, PURGE_ROWS).await?;
         revocation_jobs::purge_parts(&self.store, before, PURGE_ROWS).await?;
         security_events::purge(&self.store, before, PURGE_ROWS).await?;
         Ok(())

@@ -274,29 +274,37 @@ pub(crate) async fn newest_checkpoints(
     .collect()
 }
 
-/// The oldest segments of `chain` whose events are all older than `before`: what retention removes next.
-pub(crate) async fn expired(
+/// The oldest segments of `chain`: the last event of each, its instant, and its link. What retention looks at next.
+pub(crate) async fn oldest(
     transaction: &mut Transaction,
     chain: &str,
-    before: i64,
     limit: u32,
-) -> Result<Option<(u64, Link)>, StoreError> {
-    let rows = query(
-        "SELECT last_seq, last_ms, link FROM audit_segments WHERE chain = $1 ORDER BY first_seq LIMIT $2",
+) -> Result<Vec<(u64, i64, Link)>, StoreError> {
+    query("SELECT last_seq, last_ms, link FROM audit_segments WHERE chain = $1 ORDER BY first_seq LIMIT $2")
+        .bind(chain)
+        .bind(limit)
+        .fetch_all(transaction)
+        .await?
+        .iter()
+        .map(|row| Ok((from_sql("last_seq", row.get("last_seq")?)?, row.get("last_ms")?, link(row, "link")?)))
+        .collect()
+}
+
+/// The events of the segment of `chain` that ends with event `last`: JSON, a line each.
+pub(crate) async fn events_until(
+    transaction: &mut Transaction,
+    chain: &str,
+    last: u64,
+) -> Result<Vec<u8>, StoreError> {
+    // By the primary key: the segment that ends there is the last one that begins before.
+    query(
+        "SELECT events FROM audit_segments WHERE chain = $1 AND first_seq <= $2 ORDER BY first_seq DESC LIMIT 1",
     )
     .bind(chain)
-    .bind(limit)
-    .fetch_all(&mut *transaction)
-    .await?;
-    let mut end = None;
-    for row in &rows {
-        // A prefix only: a chain without its middle could not be verified.
-        if row.get::<i64>("last_ms")? >= before {
-            break;
-        }
-        end = Some((from_sql("last_seq", row.get("last_seq")?)?, link(row, "link")?));
-    }
-    Ok(end)
+    .bind(to_sql(last))
+    .fetch_one(transaction)
+    .await?
+    .get("events")
 }
 
 /// Removes the events of `chain` up to `sequence`, with the checkpoints that vouched for them and older bridges.

@@ -12,13 +12,15 @@ use crate::revocation::{RevocationFilter, RevocationRecord};
 /// Rows of one statement; SQLite binds 32,766 parameters at most.
 const ROWS: usize = 2_000;
 
+/// Takes down a call, or one more part of the file with this id.
 pub(crate) async fn record(
     transaction: &mut Transaction,
+    realm: &str,
     record: &RevocationRecord,
 ) -> Result<(), StoreError> {
     query(
-        "INSERT INTO revocations (id, kind, value, issuer, number, not_after, reason, actor, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+        "INSERT INTO revocations (id, kind, value, issuer, number, not_after, reason, actor, created_at, realm) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
          ON CONFLICT (id) DO UPDATE SET number = revocations.number + excluded.number",
     )
     .bind(&record.id)
@@ -30,14 +32,16 @@ pub(crate) async fn record(
     .bind(&record.reason)
     .bind(&record.actor)
     .bind(record.created_at)
+    .bind(realm)
     .execute(transaction)
     .await?;
     Ok(())
 }
 
-/// The newest records that fit first, behind `after` (instant and id).
+/// The realm's newest records that fit first, behind `after` (instant and id).
 pub(crate) async fn list(
     store: &Store,
+    realm: &str,
     filter: &RevocationFilter,
     after: Option<(i64, &str)>,
     limit: u32,
@@ -45,7 +49,7 @@ pub(crate) async fn list(
     let (created_at, id) = after.unwrap_or((i64::MAX, ""));
     query(
         "SELECT id, kind, value, issuer, number, not_after, reason, actor, created_at FROM revocations \
-         WHERE (created_at < $1 OR (created_at = $1 AND id > $2)) \
+         WHERE realm = $10 AND (created_at < $1 OR (created_at = $1 AND id > $2)) \
          AND created_at >= $3 AND created_at <= $4 AND ($5 = '' OR kind = $5) AND ($6 = '' OR value = $6) \
          AND ($7 = '' OR actor = $7) AND ($8 = '' OR reason = $8) \
          ORDER BY created_at DESC, id LIMIT $9",
@@ -59,6 +63,7 @@ pub(crate) async fn list(
     .bind(filter.actor.as_deref().unwrap_or_default())
     .bind(filter.reason.as_deref().unwrap_or_default())
     .bind(i64::from(limit))
+    .bind(realm)
     .fetch_all(store)
     .await?
     .iter()

@@ -2,34 +2,50 @@
 
 use super::versions::{self, Topic};
 use super::{Row, Store, StoreError, Transaction, corrupt, query};
-use crate::realms::{Realm, RealmStatus};
+use crate::realms::{Realm, RealmSettings, RealmStatus};
+
+const REALM: &str = "name, settings, status, created_at, updated_at, session_retention_days, \
+                     revocation_retention_days, audit_retention_days";
+/// Settings with columns of their own.
+const APART: [&str; 3] = ["session_retention_days", "revocation_retention_days", "audit_retention_days"];
 
 pub(crate) async fn insert(transaction: &mut Transaction, realm: &Realm) -> Result<(), StoreError> {
-    query("INSERT INTO realms (name, settings, status, created_at, updated_at) VALUES ($1, $2, $3, $4, $5)")
-        .bind(&realm.name)
-        .bind(settings(realm)?)
-        .bind(realm.status.as_str())
-        .bind(realm.created_at)
-        .bind(realm.updated_at)
-        .execute(transaction)
-        .await?;
+    query(sqlx::AssertSqlSafe(format!(
+        "INSERT INTO realms ({REALM}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+    )))
+    .bind(&realm.name)
+    .bind(settings(realm)?)
+    .bind(realm.status.as_str())
+    .bind(realm.created_at)
+    .bind(realm.updated_at)
+    .bind(realm.settings.session_retention_days)
+    .bind(realm.settings.revocation_retention_days)
+    .bind(realm.settings.audit_retention_days)
+    .execute(transaction)
+    .await?;
     versions::bump(transaction, Topic::Realms).await
 }
 
 /// Writes all that may change.
 pub(crate) async fn update(transaction: &mut Transaction, realm: &Realm) -> Result<(), StoreError> {
-    query("UPDATE realms SET settings = $2, status = $3, updated_at = $4 WHERE name = $1")
-        .bind(&realm.name)
-        .bind(settings(realm)?)
-        .bind(realm.status.as_str())
-        .bind(realm.updated_at)
-        .execute(transaction)
-        .await?;
+    query(
+        "UPDATE realms SET settings = $2, status = $3, updated_at = $4, session_retention_days = $5, \
+         revocation_retention_days = $6, audit_retention_days = $7 WHERE name = $1",
+    )
+    .bind(&realm.name)
+    .bind(settings(realm)?)
+    .bind(realm.status.as_str())
+    .bind(realm.updated_at)
+    .bind(realm.settings.session_retention_days)
+    .bind(realm.settings.revocation_retention_days)
+    .bind(realm.settings.audit_retention_days)
+    .execute(transaction)
+    .await?;
     versions::bump(transaction, Topic::Realms).await
 }
 
 pub(crate) async fn get(store: &Store, name: &str) -> Result<Option<Realm>, StoreError> {
-    query("SELECT name, settings, status, created_at, updated_at FROM realms WHERE name = $1")
+    query(sqlx::AssertSqlSafe(format!("SELECT {REALM} FROM realms WHERE name = $1")))
         .bind(name)
         .fetch_optional(store)
         .await?
@@ -39,7 +55,7 @@ pub(crate) async fn get(store: &Store, name: &str) -> Result<Option<Realm>, Stor
 
 /// The realm, locked until the transaction ends.
 pub(crate) async fn locked(transaction: &mut Transaction, name: &str) -> Result<Option<Realm>, StoreError> {
-    query("SELECT name, settings, status, created_at, updated_at FROM realms WHERE name = $1")
+    query(sqlx::AssertSqlSafe(format!("SELECT {REALM} FROM realms WHERE name = $1")))
         .bind(name)
         .for_update()
         .fetch_optional(transaction)
@@ -50,27 +66,54 @@ pub(crate) async fn locked(transaction: &mut Transaction, name: &str) -> Result<
 
 /// Realms by name, after `after`, at most `limit`.
 pub(crate) async fn list(store: &Store, after: &str, limit: u32) -> Result<Vec<Realm>, StoreError> {
-    query(
-        "SELECT name, settings, status, created_at, updated_at FROM realms WHERE name > $1 ORDER BY name LIMIT $2",
-    )
-    .bind(after)
-    .bind(limit)
-    .fetch_all(store)
-    .await?
-    .iter()
-    .map(realm_from)
-    .collect()
+    query(sqlx::AssertSqlSafe(format!("SELECT {REALM} FROM realms WHERE name > $1 ORDER BY name LIMIT $2")))
+        .bind(after)
+        .bind(limit)
+        .fetch_all(store)
+        .await?
+        .iter()
+        .map(realm_from)
+        .collect()
 }
 
+/// Realms that say themselves for how many days audit events are kept; 0: for ever.
+pub(crate) async fn audit_retentions(store: &Store) -> Result<Vec<(String, u32)>, StoreError> {
+    query("SELECT name, audit_retention_days FROM realms WHERE audit_retention_days IS NOT NULL")
+        .fetch_all(store)
+        .await?
+        .iter()
+        .filter_map(|row| match (row.get("name"), days(row, APART[2])) {
+            (Ok(name), Ok(days)) => Some(Ok((name, days?))),
+            (Err(error), _) | (_, Err(error)) => Some(Err(error)),
+        })
+        .collect()
+}
+
+/// All but what has a column of its own: a program that does not know that reads the rest.
 fn settings(realm: &Realm) -> Result<String, StoreError> {
-    serde_json::to_string(&realm.settings).map_err(|error| corrupt("realm", error))
+    let mut settings = serde_json::to_value(&realm.settings).map_err(|error| corrupt("realm", error))?;
+    for name in APART {
+        settings.as_object_mut().and_then(|members| members.remove(name));
+    }
+    Ok(settings.to_string())
+}
+
+fn days(row: &Row, name: &'static str) -> Result<Option<u32>, StoreError> {
+    let days = row.get::<Option<i64>>(name)?;
+    days.map(|days| u32::try_from(days).map_err(|error| corrupt(name, error))).transpose()
 }
 
 fn realm_from(row: &Row) -> Result<Realm, StoreError> {
     let (settings, status): (String, String) = (row.get("settings")?, row.get("status")?);
+    let settings: RealmSettings = serde_json::from_str(&settings).map_err(|error| corrupt("realm", error))?;
     Ok(Realm {
         name: row.get("name")?,
-        settings: serde_json::from_str(&settings).map_err(|error| corrupt("realm", error))?,
+        settings: RealmSettings {
+            session_retention_days: days(row, APART[0])?,
+            revocation_retention_days: days(row, APART[1])?,
+            audit_retention_days: days(row, APART[2])?,
+            ..settings
+        },
         status: RealmStatus::parse(&status).ok_or_else(|| corrupt("realm's status", status))?,
         created_at: row.get("created_at")?,
         updated_at: row.get("updated_at")?,

@@ -112,18 +112,6 @@ pub(crate) async fn settle(
     Ok(())
 }
 
-/// Forgets those that were settled before `before`, at most `limit`.
-pub(crate) async fn purge_settled(store: &Store, before: UnixMillis, limit: u32) -> Result<u64, StoreError> {
-    query(
-        "DELETE FROM scheduled_revocations WHERE id IN (SELECT id FROM scheduled_revocations \
-         WHERE status <> 'pending' AND settled_at < $1 LIMIT $2)",
-    )
-    .bind(before.0)
-    .bind(limit)
-    .execute_alone(store)
-    .await
-}
-
 pub(crate) async fn part(
     transaction: &mut Transaction,
     batch: &str,

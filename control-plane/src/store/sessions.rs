@@ -231,15 +231,6 @@ pub(crate) async fn end_of_subject(
         .await
 }
 
-/// Forgets sessions that expired before `before`, at most `limit`. Returns how many went.
-pub(crate) async fn purge(store: &Store, before: UnixMillis, limit: u32) -> Result<u64, StoreError> {
-    query("DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expires_at < $1 LIMIT $2)")
-        .bind(before.0)
-        .bind(limit)
-        .execute_alone(store)
-        .await
-}
-
 fn details(session: &Session) -> Result<String, StoreError> {
     serde_json::to_string(&session.details).map_err(|error| corrupt("session's details", error))
 }

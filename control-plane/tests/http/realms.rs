@@ -149,6 +149,31 @@ async fn a_disabled_realm_is_not_there_and_what_it_issued_is_dead() {
 }
 
 #[tokio::test]
+async fn retention_is_set_reset_and_kept_through_a_restart() {
+    let server = Server::start().await;
+    make(&server, "acme").await;
+    let path = "/admin/v1/realms/acme";
+    let change = json!({ "session_retention_days": 30, "revocation_retention_days": 0, "audit_retention_days": 2_555 });
+    assert_eq!(admin(&server, "PATCH", path, change).await.0, 200);
+    let server = server.restarted().await;
+    let reset = json!({ "session_retention_days": null });
+    let (status, realm) = admin(&server, "PATCH", path, reset).await;
+    let days = ["session", "revocation", "audit"].map(|kind| realm[format!("{kind}_retention_days")].clone());
+    assert_eq!((status, days), (200, [json!(null), json!(0), json!(2_555)]), "{realm}");
+    let wrong = json!({ "revocation_retention_days": 40_000 });
+    let (status, problem) = admin(&server, "PATCH", path, wrong).await;
+    assert_eq!(status, 422);
+    assert_eq!(problem["errors"][0]["field"], "revocation_retention_days", "{problem}");
+    // A realm's list has its own calls alone.
+    let body = json!({ "selector": { "subject": "alice" } });
+    assert_eq!(admin(&server, "POST", &format!("{path}/revocations"), body).await.0, 200);
+    for (place, number) in [(path, 1), ("/admin/v1", 0)] {
+        let (status, listed) = answer(server.admin("GET", &format!("{place}/revocations"))).await;
+        assert_eq!((status, listed["items"].as_array().unwrap().len()), (200, number), "{listed}");
+    }
+}
+
+#[tokio::test]
 async fn bad_realms_are_refused() {
     let server = Server::start().await;
     make(&server, "acme").await;
@@ -159,6 +184,8 @@ async fn bad_realms_are_refused() {
         (json!({ "name": "-a" }), 422),
         (json!({ "name": "b", "algorithm": "none" }), 422),
         (json!({ "name": "b", "access_token_lifetime_seconds": 0 }), 422),
+        (json!({ "name": "b", "session_retention_days": 36_501 }), 422),
+        (json!({ "name": "b", "audit_retention_days": -1 }), 400),
         (json!({ "name": "b", "colour": "red" }), 400),
         (json!({ "name": "acme" }), 409),
     ] {

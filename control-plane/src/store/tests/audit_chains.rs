@@ -98,15 +98,13 @@ async fn only_a_whole_prefix_expires(place: Place) {
         appended(&store, &segment("a", first, at)).await.unwrap();
     }
     vouched(&store, &checkpoint("a", 2, false)).await;
-    let expired = async |before, limit| {
-        transact!(store, |transaction| -> Result<Option<(u64, Link)>, StoreError> {
-            audit::expired(transaction, "a", before, limit).await
-        })
-        .unwrap()
-    };
-    assert_eq!(expired(10, 10).await, None);
-    assert_eq!(expired(25, 10).await, Some((2, Link::from_bytes([1; 32]))), "its middle stays");
-    assert_eq!(expired(31, 2).await, Some((4, Link::from_bytes([3; 32]))), "bounded");
+    let (oldest, events) = transact!(store, |transaction| -> Result<_, StoreError> {
+        let events = audit::events_until(transaction, "a", 4).await?;
+        Ok((audit::oldest(transaction, "a", 2).await?, events))
+    })
+    .unwrap();
+    assert_eq!(oldest, [(2, 10, Link::from_bytes([1; 32])), (4, 30, Link::from_bytes([3; 32]))], "bounded");
+    assert_eq!(events, segment("a", 3, 30).events);
     vouched(&store, &checkpoint("a", 2, true)).await;
     transact!(store, |transaction| -> Result<(), StoreError> {
         audit::remove_until(transaction, "a", 2).await

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::revocation::{RevocationFilter, RevocationRecord, ScheduleStatus, Scheduled, Selector};
+use crate::store::retention::{DAY_MS, Kept};
 
 contract!(
     what_is_due_comes_in_order_and_once_settled_no_more,
@@ -115,14 +116,14 @@ async fn past_calls_are_found_by_what_they_named(place: Place) {
         [record("1", "subject", "s", 30), record("2", "client", "c", 20), record("3", "client", "c", 10)];
     transact!(store, |transaction| -> Result<(), StoreError> {
         for record in &all {
-            enforcement::record(transaction, record).await?;
+            enforcement::record(transaction, "default", record).await?;
         }
         // Another part of the same file.
-        enforcement::record(transaction, &all[2]).await
+        enforcement::record(transaction, "default", &all[2]).await
     })
     .unwrap();
     let listed = async |filter: RevocationFilter, after: Option<(i64, &'static str)>| {
-        let found = enforcement::list(&store, &filter, after, 10).await.unwrap();
+        let found = enforcement::list(&store, "default", &filter, after, 10).await.unwrap();
         found.into_iter().map(|record| (record.id, record.number)).collect::<Vec<_>>()
     };
     let expected = |ids: &[(&str, u64)]| ids.iter().map(|(id, n)| ((*id).to_owned(), *n)).collect::<Vec<_>>();
@@ -146,13 +147,13 @@ async fn settled_jobs_are_purged_in_batches(place: Place) {
     }
     settled(&store, "a", ScheduleStatus::Done, 20).await;
     settled(&store, "b", ScheduleStatus::Cancelled, 20).await;
-    assert_eq!(revocation_jobs::purge_settled(&store, UnixMillis(20), 10).await.unwrap(), 0);
-    assert_eq!(revocation_jobs::purge_settled(&store, UnixMillis(21), 1).await.unwrap(), 1, "bounded");
-    assert_eq!(
-        revocation_jobs::purge_settled(&store, UnixMillis(21), 10).await.unwrap(),
-        1,
-        "pending ones stay"
-    );
+    let purged = async |at, limit| {
+        let now = UnixMillis(DAY_MS + at);
+        retention::purge(&store, Kept::Revocations, 1, now, limit).await.unwrap()
+    };
+    assert_eq!(purged(20, 10).await, 0);
+    assert_eq!(purged(21, 1).await, 1, "bounded");
+    assert_eq!(purged(21, 10).await, 1, "pending ones stay");
     transact!(store, |transaction| -> Result<(), StoreError> {
         let ticket = Ticket::from_text("t".to_owned());
         revocation_jobs::add_part(transaction, "f", 0, 1, &ticket, UnixMillis(5)).await

@@ -7,7 +7,9 @@ use crate::api_keys::{ApiKey, ApiKeyStatus};
 use crate::keys::{KeyRecord, SigningKeyState};
 use crate::realms::{Realm, RealmSettings, RealmStatus};
 use crate::registry::{Client, ClientConfiguration, ClientStatus, SecretHashes};
+use crate::revocation::{RevocationFilter, RevocationRecord};
 use crate::sessions::{DisabledSubject, Session, SessionDetails, SessionStatus};
+use crate::store::retention::{DAY_MS, Kept};
 use crate::store::sessions::{Refresh, Scopes};
 use crate::store::signing_keys::{self, StoredKey};
 use crate::store::{api_keys, clients, opaque_tokens, realms, sessions, single_use, subjects};
@@ -23,6 +25,7 @@ contract!(
     opaque_tokens_are_kept_until_they_are_over,
     an_api_key_before_a_rotation_is_found_until_its_overlap_ends,
     sessions_are_listed_by_their_subject_and_purged_when_they_are_over,
+    each_realm_keeps_what_is_past_as_long_as_it_says,
     realms_are_kept_and_their_changes_are_told,
     issuers_are_those_of_their_realm,
 );
@@ -324,9 +327,76 @@ async fn sessions_are_listed_by_their_subject_and_purged_when_they_are_over(plac
     .unwrap();
     let ended = async |id| sessions::get(&store, id).await.unwrap().unwrap().ended_at;
     assert_eq!((ended("a").await, ended("b").await), (Some(7), Some(8)));
-    assert_eq!(sessions::purge(&store, UnixMillis(9_000), 2).await.unwrap(), 0);
-    assert_eq!(sessions::purge(&store, UnixMillis(9_001), 2).await.unwrap(), 2, "bounded");
-    assert_eq!(sessions::purge(&store, UnixMillis(9_001), 2).await.unwrap(), 1);
+    let purged = async |at, limit| {
+        let now = UnixMillis(3 * DAY_MS + at);
+        retention::purge(&store, Kept::Sessions, 3, now, limit).await.unwrap()
+    };
+    assert_eq!(purged(7, 2).await, 0, "ended, and kept for its three days");
+    assert_eq!(purged(8, 2).await, 1);
+    assert!(opened(&store, &session("c")).await);
+    assert_eq!(purged(9_000, 1).await, 1, "bounded");
+    assert_eq!(purged(9_000, 2).await, 1, "one that is open is not over before it expires");
+    assert_eq!(purged(9_001, 2).await, 1);
+    assert_eq!(sessions::get(&store, "c").await.unwrap(), None);
+}
+
+async fn each_realm_keeps_what_is_past_as_long_as_it_says(place: Place) {
+    let store = place.open().await;
+    let days = |days| RealmSettings {
+        session_retention_days: days,
+        revocation_retention_days: days,
+        ..RealmSettings::default()
+    };
+    let realms =
+        [("default", None), ("short", Some(1)), ("long", Some(5)), ("ever", Some(0)), ("plain", None)];
+    for (name, own) in realms {
+        let client = Client { client_id: "app".into(), ..client("app") };
+        transact!(store, |transaction| -> Result<(), StoreError> {
+            let record = RevocationRecord {
+                id: name.into(),
+                kind: "client".into(),
+                value: "app".into(),
+                issuer: None,
+                number: 1,
+                not_after: 1,
+                reason: None,
+                actor: "ann".into(),
+                created_at: 9_000,
+            };
+            enforcement::record(transaction, name, &record).await?;
+            clients::insert(transaction, name, &client, &SecretHashes::default()).await?;
+            if name == "default" {
+                return Ok(());
+            }
+            realms::insert(transaction, &Realm { settings: days(own), ..realm(name) }).await
+        })
+        .unwrap();
+        let session = Session { realm: name.into(), client_id: "app".into(), ..session(name) };
+        let key = clients::key(name, "app").into_owned();
+        assert!(sessions::insert(&store, &session, subject_id(), &key).await.unwrap());
+    }
+    let left = async |day: i64| {
+        let now = UnixMillis(day * DAY_MS + 9_001);
+        for kept in [Kept::Sessions, Kept::Revocations] {
+            while retention::purge(&store, kept, 3, now, 1).await.unwrap() > 0 {}
+        }
+        let mut left = Vec::new();
+        for (name, _) in realms {
+            let any = RevocationFilter::default();
+            let is_recorded = !enforcement::list(&store, name, &any, None, 10).await.unwrap().is_empty();
+            assert_eq!(sessions::get(&store, name).await.unwrap().is_some(), is_recorded, "{name}");
+            if is_recorded {
+                left.push(name);
+            }
+        }
+        left
+    };
+    assert_eq!(left(0).await, ["default", "short", "long", "ever", "plain"]);
+    assert_eq!(left(1).await, ["default", "long", "ever", "plain"]);
+    assert_eq!(left(3).await, ["long", "ever"]);
+    assert_eq!(left(5).await, ["ever"]);
+    assert_eq!(left(40_000).await, ["ever"]);
+    assert_eq!(retention::purge(&store, Kept::Sessions, 0, UnixMillis(i64::MAX), 10).await.unwrap(), 0);
 }
 
 fn realm(name: &str) -> Realm {
