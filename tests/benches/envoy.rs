@@ -114,12 +114,12 @@ async fn measure() {
     // Forth and back, so that no way always follows the same one.
     for _ in 0..TURNS {
         for way in &mut ways {
-            let before: Vec<_> = way.pids.iter().map(processor_time).collect();
+            let before: Vec<_> = way.pids.iter().copied().map(processor_time).collect();
             let begun = Instant::now();
             way.requests += load(way.envoy.address(), &request, turn).await;
             way.wall += begun.elapsed();
             for ((pid, total), before) in way.pids.iter().zip(&mut way.processor).zip(before) {
-                *total += processor_time(pid).checked_sub(before).unwrap();
+                *total += processor_time(*pid).checked_sub(before).unwrap();
             }
         }
         ways.reverse();
@@ -227,7 +227,7 @@ async fn load(address: &str, request: &[u8], time: Duration) -> u32 {
 }
 
 /// `utime` and `stime` of proc(5), in hundredths of a second.
-fn processor_time(pid: &u32) -> Duration {
+fn processor_time(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, fields) = stat.rsplit_once(')').unwrap();
     let ticks: u64 =
