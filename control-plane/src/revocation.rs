@@ -8,7 +8,7 @@ use atm_core::revocation::Bucket;
 use atm_core::time::UnixMillis;
 use atm_core::token::AuthenticToken;
 use atm_proto::change::Change;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::audit::{Action, Actor, Audit, Event};
@@ -24,6 +24,7 @@ mod batch;
 mod preview;
 mod schedule;
 mod security_event;
+mod selector;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ pub use batch::{BatchProgress, MAX_PART};
 pub use preview::{IssuedTokens, Preview};
 pub use schedule::{MAX_SCHEDULED_SELECTORS, ScheduleStatus, Scheduled};
 pub use security_event::{MEDIA_TYPE, SecurityEventError, Taken, Transmitters};
+pub use selector::Selector;
 
 /// Selectors that one call may name.
 pub const MAX_SELECTORS: usize = 100_000;
@@ -44,86 +46,6 @@ const RECORDED_ONE_BY_ONE: usize = 20;
 const MAX_VALUE: usize = 1_024;
 /// The end of the year 9999, in seconds.
 const LATEST_EXPIRY: i64 = 253_402_300_799;
-
-/// What is to be revoked. All but [`Selector::Token`] revoke what was issued until now; later tokens live, except those of
-/// a revoked key, which is dead for good.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Selector {
-    /// One token.
-    Token {
-        /// Its `jti`.
-        jti: String,
-        /// Its `iss`; none: the control plane's own.
-        #[serde(default)]
-        issuer: Option<String>,
-        /// Its `exp`, in seconds. Give it where it is known: the entry is then forgotten in time. It must be the token's
-        /// own, because it says where sidecars look.
-        #[serde(default)]
-        expires_at: Option<i64>,
-    },
-    /// Everything of one session (`sid`).
-    Session(String),
-    /// Everything of one subject (`sub`).
-    Subject(String),
-    /// Everything of one client (`client_id`).
-    Client(String),
-    /// Everything of one realm.
-    Realm(String),
-    /// Everything of one issuer (`iss`).
-    Issuer(String),
-    /// A signing key (`kid`), compromised: whatever it signed or will sign.
-    Key(String),
-}
-
-impl Selector {
-    fn kind(&self) -> IdKind {
-        match self {
-            Self::Token { .. } => IdKind::Token,
-            Self::Session(_) => IdKind::Session,
-            Self::Subject(_) => IdKind::Subject,
-            Self::Client(_) => IdKind::Client,
-            Self::Realm(_) => IdKind::Realm,
-            Self::Issuer(_) => IdKind::Issuer,
-            Self::Key(_) => IdKind::Key,
-        }
-    }
-
-    /// The name in records: `token`, `session` ...
-    pub fn kind_name(&self) -> &'static str {
-        match self {
-            Self::Token { .. } => "token",
-            Self::Session(_) => "session",
-            Self::Subject(_) => "subject",
-            Self::Client(_) => "client",
-            Self::Realm(_) => "realm",
-            Self::Issuer(_) => "issuer",
-            Self::Key(_) => "key",
-        }
-    }
-
-    /// What is named.
-    pub fn value(&self) -> &str {
-        match self {
-            Self::Token { jti, .. } => jti,
-            Self::Session(value)
-            | Self::Subject(value)
-            | Self::Client(value)
-            | Self::Realm(value)
-            | Self::Issuer(value)
-            | Self::Key(value) => value,
-        }
-    }
-
-    fn id(&self, default_issuer: &str) -> Id {
-        let issuer = match self {
-            Self::Token { issuer: Some(issuer), .. } => issuer,
-            Self::Realm(_) | Self::Issuer(_) => "",
-            _ => default_issuer,
-        };
-        Id::of(self.kind(), issuer, self.value())
-    }
-}
 
 /// The outcome of a revocation call. It is durable and on its way: every sidecar refuses from `revision` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

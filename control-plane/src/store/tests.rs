@@ -20,6 +20,7 @@ mod oauth;
 mod opening;
 mod plans;
 mod purge;
+mod realm_retention;
 mod sealing;
 
 /// Where a test's store is.

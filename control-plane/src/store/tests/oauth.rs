@@ -7,7 +7,6 @@ use crate::api_keys::{ApiKey, ApiKeyStatus};
 use crate::keys::{KeyRecord, SigningKeyState};
 use crate::realms::{Realm, RealmSettings, RealmStatus};
 use crate::registry::{Client, ClientConfiguration, ClientStatus, SecretHashes};
-use crate::revocation::{RevocationFilter, RevocationRecord};
 use crate::sessions::{DisabledSubject, Session, SessionDetails, SessionStatus};
 use crate::store::retention::{DAY_MS, Kept};
 use crate::store::sessions::{Refresh, Scopes};
@@ -25,14 +24,13 @@ contract!(
     opaque_tokens_are_kept_until_they_are_over,
     an_api_key_before_a_rotation_is_found_until_its_overlap_ends,
     sessions_are_listed_by_their_subject_and_purged_when_they_are_over,
-    each_realm_keeps_what_is_past_as_long_as_it_says,
     realms_are_kept_and_their_changes_are_told,
     issuers_are_those_of_their_realm,
 );
 
 const ISSUER: &str = "https://id.example.com";
 
-fn client(id: &str) -> Client {
+pub(super) fn client(id: &str) -> Client {
     Client {
         client_id: id.into(),
         configuration: ClientConfiguration {
@@ -55,7 +53,7 @@ async fn insert_client(store: &Store, realm: &str, client: &Client) -> Result<()
     })
 }
 
-fn session(id: &str) -> Session {
+pub(super) fn session(id: &str) -> Session {
     Session {
         id: id.into(),
         realm: "default".into(),
@@ -77,7 +75,7 @@ fn session(id: &str) -> Session {
     }
 }
 
-fn subject_id() -> Id {
+pub(super) fn subject_id() -> Id {
     Id::of(IdKind::Subject, ISSUER, "alice")
 }
 
@@ -340,66 +338,7 @@ async fn sessions_are_listed_by_their_subject_and_purged_when_they_are_over(plac
     assert_eq!(sessions::get(&store, "c").await.unwrap(), None);
 }
 
-async fn each_realm_keeps_what_is_past_as_long_as_it_says(place: Place) {
-    let store = place.open().await;
-    let days = |days| RealmSettings {
-        session_retention_days: days,
-        revocation_retention_days: days,
-        ..RealmSettings::default()
-    };
-    let realms =
-        [("default", None), ("short", Some(1)), ("long", Some(5)), ("ever", Some(0)), ("plain", None)];
-    for (name, own) in realms {
-        let client = Client { client_id: "app".into(), ..client("app") };
-        transact!(store, |transaction| -> Result<(), StoreError> {
-            let record = RevocationRecord {
-                id: name.into(),
-                kind: "client".into(),
-                value: "app".into(),
-                issuer: None,
-                number: 1,
-                not_after: 1,
-                reason: None,
-                actor: "ann".into(),
-                created_at: 9_000,
-            };
-            enforcement::record(transaction, name, &record).await?;
-            clients::insert(transaction, name, &client, &SecretHashes::default()).await?;
-            if name == "default" {
-                return Ok(());
-            }
-            realms::insert(transaction, &Realm { settings: days(own), ..realm(name) }).await
-        })
-        .unwrap();
-        let session = Session { realm: name.into(), client_id: "app".into(), ..session(name) };
-        let key = clients::key(name, "app").into_owned();
-        assert!(sessions::insert(&store, &session, subject_id(), &key).await.unwrap());
-    }
-    let left = async |day: i64| {
-        let now = UnixMillis(day * DAY_MS + 9_001);
-        for kept in [Kept::Sessions, Kept::Revocations] {
-            while retention::purge(&store, kept, 3, now, 1).await.unwrap() > 0 {}
-        }
-        let mut left = Vec::new();
-        for (name, _) in realms {
-            let any = RevocationFilter::default();
-            let is_recorded = !enforcement::list(&store, name, &any, None, 10).await.unwrap().is_empty();
-            assert_eq!(sessions::get(&store, name).await.unwrap().is_some(), is_recorded, "{name}");
-            if is_recorded {
-                left.push(name);
-            }
-        }
-        left
-    };
-    assert_eq!(left(0).await, ["default", "short", "long", "ever", "plain"]);
-    assert_eq!(left(1).await, ["default", "long", "ever", "plain"]);
-    assert_eq!(left(3).await, ["long", "ever"]);
-    assert_eq!(left(5).await, ["ever"]);
-    assert_eq!(left(40_000).await, ["ever"]);
-    assert_eq!(retention::purge(&store, Kept::Sessions, 0, UnixMillis(i64::MAX), 10).await.unwrap(), 0);
-}
-
-fn realm(name: &str) -> Realm {
+pub(super) fn realm(name: &str) -> Realm {
     Realm {
         name: name.into(),
         settings: RealmSettings { session_idle_seconds: Some(60), ..RealmSettings::default() },
