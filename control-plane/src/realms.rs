@@ -23,6 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::app::StartError;
 use crate::clock::IssueClock;
 use crate::registry::FieldError;
+use crate::retention;
 use crate::revocation::RevocationError;
 use crate::store::versions::Topic;
 use crate::store::{Store, StoreError, realms as rows, transact};
@@ -41,8 +42,6 @@ const MAX_NAME: usize = 63;
 const MAX_TOKEN_SECONDS: u32 = 86_400;
 /// Seconds of a session at most: ten years.
 const MAX_SESSION_SECONDS: u32 = 3_653 * 86_400;
-/// Days that something is kept at most, unless it is kept for ever: a hundred years.
-const MAX_RETENTION_DAYS: u32 = 36_500;
 
 /// Whether a realm is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -320,8 +319,8 @@ fn check(name: Option<&str>, settings: &RealmSettings) -> Result<(), RealmError>
         ("revocation_retention_days", settings.revocation_retention_days),
         ("audit_retention_days", settings.audit_retention_days),
     ] {
-        if days.is_some_and(|days| days > MAX_RETENTION_DAYS) {
-            refuse(field, format!("must be 0 (for ever) to {MAX_RETENTION_DAYS}"));
+        if days.is_some_and(|days| days > retention::MAX_DAYS) {
+            refuse(field, format!("must be 0 (for ever) to {}", retention::MAX_DAYS));
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(RealmError::Invalid(errors)) }

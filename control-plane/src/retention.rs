@@ -12,6 +12,8 @@ use crate::clock::IssueClock;
 use crate::store::retention::{Kept, purge};
 use crate::store::{Store, StoreError};
 
+/// Days that anything is kept at most, unless it is kept for ever: a hundred years.
+pub const MAX_DAYS: u32 = 36_500;
 /// Between two looks where nothing is left to forget.
 const PERIOD: Duration = Duration::from_mins(1);
 /// Between two batches.

@@ -21,9 +21,9 @@
 //!
 //! # What holds
 //!
-//! Transactions are serialisable: on SQLite by its one writer, which commits together what waits for it, on PostgreSQL by `SERIALIZABLE`. Work that begins with the
-//! lock of one row (the sequencer) takes `RowLocks`, and waits there instead of failing. There are no advisory locks. A read
-//! outside of a transaction sees what is committed when it begins.
+//! Transactions are serialisable: on SQLite by its one writer, which commits together what waits for it, on PostgreSQL by
+//! `SERIALIZABLE`. Work that begins with the lock of one row (the sequencer) takes `RowLocks`, and waits there instead of
+//! failing. There are no advisory locks. A read outside of a transaction sees what is committed when it begins.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Reader, boolean, number, path};
+use crate::retention::MAX_DAYS;
 
 /// How the audit chain is kept and where it goes.
 #[derive(Debug, Clone)]
@@ -46,7 +47,8 @@ pub(super) fn read(reader: &mut Reader<'_>) -> AuditConfig {
         }
     });
     let checkpoint = reader.optional("audit.checkpointSeconds", |text| number(text, 1..=3_600));
-    let retention = reader.optional("audit.retentionDays", |text| number(text, 0..=36_500)).unwrap_or(400);
+    let retention =
+        reader.optional("audit.retentionDays", |text| number(text, 0..=MAX_DAYS.into())).unwrap_or(400);
     let signing_key_file = reader.optional("audit.signingKeyFile", path);
     let stream = reader.optional("audit.stream", boolean).unwrap_or(true);
     let stream_mib =

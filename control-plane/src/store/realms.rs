@@ -1,5 +1,6 @@
 //! Realms beside the default one.
 
+use super::query::Query;
 use super::versions::{self, Topic};
 use super::{Row, Store, StoreError, Transaction, corrupt, query};
 use crate::realms::{Realm, RealmSettings, RealmStatus};
@@ -10,38 +11,38 @@ const REALM: &str = "name, settings, status, created_at, updated_at, session_ret
 const APART: [&str; 3] = ["session_retention_days", "revocation_retention_days", "audit_retention_days"];
 
 pub(crate) async fn insert(transaction: &mut Transaction, realm: &Realm) -> Result<(), StoreError> {
-    query(sqlx::AssertSqlSafe(format!(
+    let insert = query(sqlx::AssertSqlSafe(format!(
         "INSERT INTO realms ({REALM}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
     )))
     .bind(&realm.name)
     .bind(settings(realm)?)
     .bind(realm.status.as_str())
     .bind(realm.created_at)
-    .bind(realm.updated_at)
-    .bind(realm.settings.session_retention_days)
-    .bind(realm.settings.revocation_retention_days)
-    .bind(realm.settings.audit_retention_days)
-    .execute(transaction)
-    .await?;
+    .bind(realm.updated_at);
+    with_retentions(insert, &realm.settings).execute(transaction).await?;
     versions::bump(transaction, Topic::Realms).await
 }
 
 /// Writes all that may change.
 pub(crate) async fn update(transaction: &mut Transaction, realm: &Realm) -> Result<(), StoreError> {
-    query(
+    let update = query(
         "UPDATE realms SET settings = $2, status = $3, updated_at = $4, session_retention_days = $5, \
          revocation_retention_days = $6, audit_retention_days = $7 WHERE name = $1",
     )
     .bind(&realm.name)
     .bind(settings(realm)?)
     .bind(realm.status.as_str())
-    .bind(realm.updated_at)
-    .bind(realm.settings.session_retention_days)
-    .bind(realm.settings.revocation_retention_days)
-    .bind(realm.settings.audit_retention_days)
-    .execute(transaction)
-    .await?;
+    .bind(realm.updated_at);
+    with_retentions(update, &realm.settings).execute(transaction).await?;
     versions::bump(transaction, Topic::Realms).await
+}
+
+/// Binds [`APART`], in their order.
+fn with_retentions<'q>(query: Query<'q>, settings: &RealmSettings) -> Query<'q> {
+    query
+        .bind(settings.session_retention_days)
+        .bind(settings.revocation_retention_days)
+        .bind(settings.audit_retention_days)
 }
 
 pub(crate) async fn get(store: &Store, name: &str) -> Result<Option<Realm>, StoreError> {
@@ -82,10 +83,7 @@ pub(crate) async fn audit_retentions(store: &Store) -> Result<Vec<(String, u32)>
         .fetch_all(store)
         .await?
         .iter()
-        .filter_map(|row| match (row.get("name"), days(row, APART[2])) {
-            (Ok(name), Ok(days)) => Some(Ok((name, days?))),
-            (Err(error), _) | (_, Err(error)) => Some(Err(error)),
-        })
+        .map(|row| Ok((row.get("name")?, days(APART[2], row.get(APART[2])?)?)))
         .collect()
 }
 
@@ -98,20 +96,20 @@ fn settings(realm: &Realm) -> Result<String, StoreError> {
     Ok(settings.to_string())
 }
 
-fn days(row: &Row, name: &'static str) -> Result<Option<u32>, StoreError> {
-    let days = row.get::<Option<i64>>(name)?;
-    days.map(|days| u32::try_from(days).map_err(|error| corrupt(name, error))).transpose()
+fn days(name: &'static str, days: i64) -> Result<u32, StoreError> {
+    u32::try_from(days).map_err(|error| corrupt(name, error))
 }
 
 fn realm_from(row: &Row) -> Result<Realm, StoreError> {
     let (settings, status): (String, String) = (row.get("settings")?, row.get("status")?);
+    let own_days = |name| row.get::<Option<i64>>(name)?.map(|kept| days(name, kept)).transpose();
     let settings: RealmSettings = serde_json::from_str(&settings).map_err(|error| corrupt("realm", error))?;
     Ok(Realm {
         name: row.get("name")?,
         settings: RealmSettings {
-            session_retention_days: days(row, APART[0])?,
-            revocation_retention_days: days(row, APART[1])?,
-            audit_retention_days: days(row, APART[2])?,
+            session_retention_days: own_days(APART[0])?,
+            revocation_retention_days: own_days(APART[1])?,
+            audit_retention_days: own_days(APART[2])?,
             ..settings
         },
         status: RealmStatus::parse(&status).ok_or_else(|| corrupt("realm's status", status))?,

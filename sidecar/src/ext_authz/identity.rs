@@ -33,7 +33,7 @@ pub(super) fn values(permit: &Permit) -> [Option<Cow<'_, str>>; HEADERS.len()] {
 }
 
 /// The scopes as RFC 6749 §3.3 has them; empty where there are none.
-pub(super) fn scope(claims: &Claims) -> Cow<'_, str> {
+fn scope(claims: &Claims) -> Cow<'_, str> {
     match &claims.scope[..] {
         [] => Cow::Borrowed(""),
         [one] => Cow::Borrowed(one),

@@ -8,6 +8,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, LastRawMessageErrorKi
 use async_nats::jetstream::{self, Context};
 use atm_proto::snapshot::{Manifest, Segment};
 use atm_proto::subject::{SEGMENT_CHUNK, SNAPSHOT_STREAM};
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::{Shared, SnapshotError, StoredSnapshot};
@@ -112,8 +113,8 @@ async fn fetch(
     stream: &Stream,
     segment: &Segment,
 ) -> Result<Option<Vec<u8>>, SnapshotError> {
-    let chunks: Vec<Option<Vec<u8>>> = futures::stream::iter(subjects(shared, segment))
-        .map(|(_, subject)| chunk(stream, subject))
+    let chunks: Vec<Option<Bytes>> = futures::stream::iter(subjects(shared, segment))
+        .map(|(_, subject)| async move { last(stream, &subject).await })
         .buffered(PIPELINE)
         .try_collect()
         .await?;
@@ -121,9 +122,10 @@ async fn fetch(
     Ok(bytes.filter(|bytes| segment.open(bytes).is_ok()))
 }
 
-async fn chunk(stream: &Stream, subject: String) -> Result<Option<Vec<u8>>, SnapshotError> {
-    match stream.get_last_raw_message_by_subject(&subject).await {
-        Ok(message) => Ok(Some(message.payload.to_vec())),
+/// The payload of the last message of `subject`, where there is one.
+async fn last(stream: &Stream, subject: &str) -> Result<Option<Bytes>, SnapshotError> {
+    match stream.get_last_raw_message_by_subject(subject).await {
+        Ok(message) => Ok(Some(message.payload)),
         Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(None),
         Err(error) => Err(failed(error)),
     }
@@ -166,11 +168,8 @@ async fn chunks(stream: &Stream, shared: &Shared) -> Result<HashSet<String>, Sna
 
 /// Whether the stream's manifest is the newest one.
 async fn told(stream: &Stream, shared: &Shared, newest: &StoredSnapshot) -> Result<bool, SnapshotError> {
-    match stream.get_last_raw_message_by_subject(&shared.subjects.snapshot_manifest()).await {
-        Ok(message) => Ok(message.payload == newest.manifest),
-        Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(false),
-        Err(error) => Err(failed(error)),
-    }
+    let last = last(stream, &shared.subjects.snapshot_manifest()).await?;
+    Ok(last.is_some_and(|manifest| manifest == newest.manifest))
 }
 
 async fn forget(
