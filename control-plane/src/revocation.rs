@@ -21,6 +21,7 @@ use crate::store::outbox::{self, Ticket};
 use crate::store::{Store, StoreError, Transaction, enforcement, sessions, transact};
 
 mod batch;
+mod order;
 mod preview;
 mod schedule;
 mod security_event;
@@ -29,6 +30,7 @@ mod selector;
 mod tests;
 
 pub use batch::{BatchProgress, MAX_PART};
+pub use order::Order;
 pub use preview::{IssuedTokens, Preview};
 pub use schedule::{MAX_SCHEDULED_SELECTORS, ScheduleStatus, Scheduled};
 pub use security_event::{MEDIA_TYPE, SecurityEventError, Taken, Transmitters};
@@ -42,10 +44,6 @@ const IDS_A_CHANGE: usize = 20_000;
 const WATERMARKS_A_CHANGE: usize = 10_000;
 /// Selectors of one call up to which each has an audit event of its own.
 const RECORDED_ONE_BY_ONE: usize = 20;
-/// Bytes of a selector's value.
-const MAX_VALUE: usize = 1_024;
-/// The end of the year 9999, in seconds.
-const LATEST_EXPIRY: i64 = 253_402_300_799;
 
 /// The outcome of a revocation call. It is durable and on its way: every sidecar refuses from `revision` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -124,19 +122,6 @@ pub struct Revocations {
     default_issuer: Arc<str>,
 }
 
-/// What somebody wants revoked.
-#[derive(Debug, Clone, Copy)]
-pub struct Order<'a> {
-    /// All of them or none.
-    pub selectors: &'a [Selector],
-    /// What was issued at or before then; none: until now. Single tokens and keys are dead whenever they were made.
-    pub before: Option<UnixMillis>,
-    /// Who, for the record.
-    pub actor: &'a str,
-    /// Why, for the record.
-    pub reason: Option<&'a str>,
-}
-
 /// What an order needs before its transaction.
 struct Prepared {
     watermark: UnixMillis,
@@ -192,7 +177,7 @@ impl Revocations {
 
     /// As [`Self::revoke`], also for «everything before».
     pub async fn carry_out_order(&self, order: Order<'_>) -> Result<Revoked, RevocationError> {
-        check(&order)?;
+        self.check(&order)?;
         let prepared = self.prepare(&order).await?;
         let applied = transact!(self.store, |transaction| -> Result<Applied, RevocationError> {
             self.apply(transaction, &order, &prepared).await
@@ -367,51 +352,6 @@ impl Revocations {
         }
         Ok(outbox::enqueue_all(transaction, &changes, now).await?)
     }
-}
-
-fn check(order: &Order<'_>) -> Result<(), RevocationError> {
-    let Order { selectors, before, reason, .. } = *order;
-    let mut errors = Vec::new();
-    let mut refuse = |field: String, message: &str| {
-        // A caller with a systematic mistake in 100,000 selectors needs a few of them.
-        if errors.len() < 100 {
-            errors.push(FieldError { field, message: message.to_owned() });
-        }
-    };
-    if selectors.is_empty() || selectors.len() > MAX_SELECTORS {
-        refuse("selectors".to_owned(), "must be 1 to 100000");
-    }
-    if reason.is_some_and(|reason| reason.len() > MAX_VALUE) {
-        refuse("reason".to_owned(), "must be at most 1024 bytes");
-    }
-    if before.is_some_and(|before| before.0 <= 0 || before > crate::clock::wall_now()) {
-        refuse(
-            "before_ms".to_owned(),
-            "must be a past instant, in milliseconds since 1970; schedule what is to come",
-        );
-    }
-    let is_whole = |selector: &Selector| matches!(selector, Selector::Token { .. } | Selector::Key(_));
-    if before.is_some() && selectors.iter().any(is_whole) {
-        refuse(
-            "before_ms".to_owned(),
-            "does not go with single tokens and keys: they are dead whenever they were made",
-        );
-    }
-    for (index, selector) in selectors.iter().enumerate() {
-        let value = selector.value();
-        if value.is_empty() || value.len() > MAX_VALUE {
-            refuse(format!("selectors[{index}].{}", selector.kind_name()), "must be 1 to 1024 bytes");
-        }
-        if let Selector::Token { expires_at: Some(expires_at), .. } = selector
-            && !(1..=LATEST_EXPIRY).contains(expires_at)
-        {
-            refuse(
-                format!("selectors[{index}].token.expires_at"),
-                "must be the token's exp, in seconds since 1970",
-            );
-        }
-    }
-    if errors.is_empty() { Ok(()) } else { Err(RevocationError::Invalid(errors)) }
 }
 
 /// The kids among `selectors`.

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::schedule::invalid;
-use super::{Applied, Order, RevocationError, Revocations, Revoked, check};
+use super::{Applied, Order, RevocationError, Revocations, Revoked};
 use crate::store::revocation_jobs::{self, Part};
 use crate::store::{StoreError, transact};
 
@@ -49,7 +49,7 @@ impl Revocations {
         if part >= MAX_PARTS {
             return Err(invalid("part", "must be below 1000000"));
         }
-        check(&order)?;
+        self.check(&order)?;
         if order.selectors.len() > MAX_PART {
             return Err(invalid("tokens", "of one part must be at most 20000"));
         }

@@ -3,9 +3,10 @@
 use atm_core::time::UnixMillis;
 use serde::Serialize;
 
-use super::{Order, RevocationError, Revocations, Selector, check};
+use super::{Order, RevocationError, Revocations, Selector};
 use crate::audit::Filter;
-use crate::store::{StoreError, reach};
+use crate::store::StoreError;
+use crate::store::reach::{self, Home};
 
 /// Issuances that are counted in the audit chain.
 const MAX_COUNTED: usize = 100_000;
@@ -44,7 +45,7 @@ pub struct IssuedTokens {
 impl Revocations {
     /// Counts what `order` would hit. Changes nothing.
     pub async fn preview(&self, order: Order<'_>) -> Result<Preview, RevocationError> {
-        check(&order)?;
+        self.check(&order)?;
         let now = self.clock.wall();
         let not_after = order.before.unwrap_or(now).min(now);
         // Instants of what was made just now may be ahead of the wall clock; all of it is covered.
@@ -60,8 +61,9 @@ impl Revocations {
                 "access tokens are not stored: those that were issued end, however many there are",
             ],
         };
+        let home = Home { realm: self.keys.realm(), issuer: self.issuer() };
         for selector in order.selectors {
-            let hit = reach::of(&self.store, selector, self.issuer(), covered, now).await?;
+            let hit = reach::of(&self.store, selector, home, covered, now).await?;
             preview.sessions += hit.sessions;
             preview.api_keys += hit.api_keys;
             preview.clients += hit.clients;
@@ -96,6 +98,7 @@ impl Revocations {
             until_ms: Some(not_after.0),
             action: Some("token.".to_owned()),
             outcome: Some("success".to_owned()),
+            realm: Some(self.keys.realm().to_owned()),
             references: vec![reference],
             ..Filter::default()
         };

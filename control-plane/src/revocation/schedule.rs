@@ -7,7 +7,7 @@ use atm_core::time::UnixMillis;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{Applied, Order, RevocationError, Revocations, Selector, check};
+use super::{Applied, Order, RevocationError, Revocations, Selector};
 use crate::audit::{Action, Actor, Event};
 use crate::registry::FieldError;
 use crate::secret;
@@ -81,7 +81,7 @@ pub struct Scheduled {
 impl Revocations {
     /// Schedules `order` for `at_ms`, a time to come within a year.
     pub async fn schedule(&self, order: Order<'_>, at_ms: i64) -> Result<Scheduled, RevocationError> {
-        check(&order)?;
+        self.check(&order)?;
         let now = self.clock.wall();
         if at_ms <= now.0 || at_ms > now.0 + FARTHEST_MS {
             return Err(invalid("at_ms", "must be a time to come within a year, in milliseconds since 1970"));

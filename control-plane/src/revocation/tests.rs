@@ -6,7 +6,8 @@ use crate::audit::tests::recording;
 use crate::authentication::key_sets::{KeySetSettings, KeySets};
 use crate::authentication::{Authenticator, Credential, Presented};
 use crate::feed::tests::Fixture;
-use crate::keys::tests::{ISSUER, keys};
+use crate::keys::tests::{ISSUER, keys, keys_with, settings};
+use crate::keys::{Custody, KeySettings};
 use crate::registry::{ClientChange, ClientConfiguration, ClientStatus, NewClient, Registry, RegistryError};
 use crate::secret::RootKey;
 
@@ -76,6 +77,50 @@ async fn a_call_with_one_bad_selector_does_nothing() {
     assert_eq!(fields, ["selectors[1].token", "selectors[2].token.expires_at"]);
     assert!(matches!(revocations.revoke(&[], "x", None).await, Err(RevocationError::Invalid(_))));
     assert!(revocations.list(&RevocationFilter::default(), None, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_realm_revokes_nothing_of_another_one() {
+    let fixture = Fixture::start().await;
+    let root = RootKey::generate().unwrap().0;
+    let issuer = format!("{ISSUER}/realms/a");
+    let settings = KeySettings { realm: "a".into(), ..settings(&issuer) };
+    let (keys, audit) = keys_with(&fixture, Custody::local(root.wrapper().unwrap()), settings).await;
+    let (store, feed, clock) = (fixture.store.clone(), fixture.feed.clone(), Arc::clone(&fixture.clock));
+    let of_a = Revocations::new(store, feed, clock, keys, audit, &issuer);
+    let of_issuer =
+        |issuer: &str| Selector::Token { jti: "t".into(), issuer: Some(issuer.to_owned()), expires_at: None };
+    let others = [
+        Selector::Realm("b".into()),
+        Selector::Realm("default".into()),
+        Selector::Issuer(ISSUER.into()),
+        of_issuer(ISSUER),
+        Selector::Client("c".into()),
+        of_issuer(&issuer),
+    ];
+    let before = of_a.position();
+    let order = Order { selectors: &others, before: None, actor: "x", reason: None };
+    let refused = [
+        of_a.carry_out_order(order).await.err(),
+        of_a.preview(order).await.err(),
+        of_a.schedule(order, fixture.clock.wall().0 + 60_000).await.err(),
+        of_a.revoke_part("f", 0, order).await.err(),
+    ];
+    for error in refused {
+        let Some(RevocationError::Invalid(errors)) = error else { panic!("{error:?}") };
+        let fields: Vec<_> = errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(
+            fields,
+            ["selectors[0].realm", "selectors[1].realm", "selectors[2].issuer", "selectors[3].token.issuer"]
+        );
+        assert!(errors[0].message.starts_with("must be a:"), "{}", errors[0].message);
+        assert!(errors[3].message.starts_with(&format!("must be {issuer}:")), "{}", errors[3].message);
+    }
+    assert_eq!(of_a.position(), before, "nothing was done");
+    let own = [Selector::Realm("a".into()), Selector::Issuer(issuer.clone()), of_issuer(&issuer)];
+    of_a.revoke(&own, "x", None).await.unwrap();
+    let of_default = revocations(&fixture, &root).await;
+    of_default.revoke(&others, "x", None).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

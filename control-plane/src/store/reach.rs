@@ -3,7 +3,9 @@
 use atm_core::id::{Id, IdKind};
 use atm_core::time::UnixMillis;
 
-use super::{Store, StoreError, from_sql, query};
+use super::query::Query;
+use super::{Store, StoreError, clients, from_sql, query};
+use crate::realms::DEFAULT_REALM;
 use crate::revocation::Selector;
 
 /// Numbers of what is in force.
@@ -15,78 +17,133 @@ pub(crate) struct Reach {
     pub(crate) signing_keys: u64,
 }
 
-/// What `selector` would hit of what was there at `not_after`, as of `now`. `issuer` is our own.
+/// Where the revocation is asked for: ids that say no more are of that realm.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Home<'a> {
+    pub(crate) realm: &'a str,
+    pub(crate) issuer: &'a str,
+}
+
+impl<'a> Home<'a> {
+    /// The realm of an issuer as seen from here: this one's, or from the default realm that of another one.
+    fn realm_of(self, issuer: &'a str) -> Option<&'a str> {
+        if issuer == self.issuer {
+            return Some(self.realm);
+        }
+        let name = issuer.strip_prefix(self.issuer)?.strip_prefix("/realms/")?;
+        (self.realm == DEFAULT_REALM).then_some(name)
+    }
+}
+
+/// Counts what there was at `not_after` and is in force `now`.
+#[derive(Clone, Copy)]
+struct Count<'a> {
+    store: &'a Store,
+    not_after: UnixMillis,
+    now: UnixMillis,
+}
+
+/// What `selector` would hit of what was there at `not_after`, as of `now`.
 pub(crate) async fn of(
     store: &Store,
     selector: &Selector,
-    issuer: &str,
+    home: Home<'_>,
     not_after: UnixMillis,
     now: UnixMillis,
 ) -> Result<Reach, StoreError> {
-    // A key's end is in seconds, as in a token.
-    let api_keys = "SELECT COUNT(*) AS number FROM api_keys WHERE status = 'active' AND created_at <= $1 AND expires_at > $2";
-    let mut reach =
-        Reach { sessions: sessions(store, selector, issuer, not_after, now).await?, ..Reach::default() };
+    let count = Count { store, not_after, now };
+    let mut reach = Reach::default();
     match selector {
-        Selector::Subject(subject) => {
-            let of_subject = format!("{api_keys} AND subject = $3");
-            let query =
-                query(sqlx::AssertSqlSafe(of_subject)).bind(not_after.0).bind(now.seconds()).bind(subject);
-            reach.api_keys = number(&query.fetch_one(store).await?)?;
+        Selector::Token { jti, issuer, .. } if issuer.as_deref().is_none_or(|named| named == home.issuer) => {
+            reach.api_keys = count.api_keys(home.realm, Some(("id", jti))).await?;
         }
-        Selector::Token { jti, .. } => {
-            let by_id = format!("{api_keys} AND id = $3");
-            let query = query(sqlx::AssertSqlSafe(by_id)).bind(not_after.0).bind(now.seconds()).bind(jti);
-            reach.api_keys = number(&query.fetch_one(store).await?)?;
+        Selector::Token { .. } => {}
+        Selector::Session(id) => {
+            reach.sessions =
+                count.sessions("realm = $3 AND id = $4", |query| query.bind(home.realm).bind(id)).await?;
+        }
+        Selector::Subject(subject) => {
+            let id = Id::of(IdKind::Subject, home.issuer, subject).as_bytes().to_vec();
+            reach.sessions = count.sessions("subject_id = $3", |query| query.bind(id)).await?;
+            reach.api_keys = count.api_keys(home.realm, Some(("subject", subject))).await?;
         }
         Selector::Client(client) => {
-            let query = query("SELECT COUNT(*) AS number FROM clients WHERE client_id = $1").bind(client);
-            reach.clients = number(&query.fetch_one(store).await?)?;
+            reach.sessions = count
+                .sessions("realm = $3 AND client_id = $4", |query| query.bind(home.realm).bind(client))
+                .await?;
+            reach.clients = count.clients(home.realm, Some(client)).await?;
         }
         Selector::Key(kid) => {
-            let query = query(
-                "SELECT COUNT(*) AS number FROM signing_keys WHERE kid = $1 AND state IN ('pending', 'active', 'retiring')",
-            )
-            .bind(kid);
-            reach.signing_keys = number(&query.fetch_one(store).await?)?;
+            let row = query(
+                "SELECT COUNT(*) AS number FROM signing_keys WHERE kid = $1 AND issuer = $2 \
+                 AND state IN ('pending', 'active', 'retiring')",
+            );
+            reach.signing_keys = number(row.bind(kid).bind(home.issuer), store).await?;
         }
-        Selector::Issuer(named) if named != issuer => {}
-        Selector::Issuer(_) | Selector::Realm(_) => {
-            reach.api_keys =
-                number(&query(api_keys).bind(not_after.0).bind(now.seconds()).fetch_one(store).await?)?;
-            reach.clients = number(&query("SELECT COUNT(*) AS number FROM clients").fetch_one(store).await?)?;
+        Selector::Realm(realm) => reach = count.whole(realm).await?,
+        Selector::Issuer(issuer) => {
+            if let Some(realm) = home.realm_of(issuer) {
+                reach = count.whole(realm).await?;
+            }
         }
-        Selector::Session(_) => {}
     }
     Ok(reach)
 }
 
-/// Sessions that are open, were opened by `not_after`, and belong to what is named.
-async fn sessions(
-    store: &Store,
-    selector: &Selector,
-    issuer: &str,
-    not_after: UnixMillis,
-    now: UnixMillis,
-) -> Result<u64, StoreError> {
-    const OPEN: &str = "SELECT COUNT(*) AS number FROM sessions WHERE status = 'active' AND opened_at <= $1 \
-                        AND expires_at > $2 AND idle_expires_at > $2";
-    let of = |condition: &str| query(sqlx::AssertSqlSafe(format!("{OPEN} AND {condition}")));
-    let open = match selector {
-        Selector::Session(id) => of("id = $3").bind(not_after.0).bind(now.0).bind(id),
-        Selector::Subject(subject) => {
-            let id = Id::of(IdKind::Subject, issuer, subject);
-            let of_subject = of("subject_id = $3").bind(not_after.0).bind(now.0);
-            return number(&of_subject.bind(id.as_bytes().to_vec()).fetch_one(store).await?);
+impl Count<'_> {
+    /// Everything of a realm.
+    async fn whole(self, realm: &str) -> Result<Reach, StoreError> {
+        Ok(Reach {
+            sessions: self.sessions("realm = $3", |query| query.bind(realm)).await?,
+            api_keys: self.api_keys(realm, None).await?,
+            clients: self.clients(realm, None).await?,
+            signing_keys: 0,
+        })
+    }
+
+    /// Sessions that are open; the condition's parameters begin at `$3`.
+    async fn sessions<'q>(
+        self,
+        condition: &str,
+        bind: impl FnOnce(Query<'q>) -> Query<'q>,
+    ) -> Result<u64, StoreError> {
+        let open = query(sqlx::AssertSqlSafe(format!(
+            "SELECT COUNT(*) AS number FROM sessions WHERE status = 'active' AND opened_at <= $1 \
+             AND expires_at > $2 AND idle_expires_at > $2 AND {condition}"
+        )));
+        number(bind(open.bind(self.not_after.0).bind(self.now.0)), self.store).await
+    }
+
+    /// API keys, all or with this value in the column. They are the default realm's.
+    async fn api_keys(self, realm: &str, having: Option<(&str, &str)>) -> Result<u64, StoreError> {
+        if realm != DEFAULT_REALM {
+            return Ok(0);
         }
-        Selector::Client(client) => of("client_id = $3").bind(not_after.0).bind(now.0).bind(client),
-        Selector::Realm(realm) => of("realm = $3").bind(not_after.0).bind(now.0).bind(realm),
-        Selector::Issuer(named) if named == issuer => query(OPEN).bind(not_after.0).bind(now.0),
-        Selector::Issuer(_) | Selector::Key(_) | Selector::Token { .. } => return Ok(0),
-    };
-    number(&open.fetch_one(store).await?)
+        // A key's end is in seconds, as in a token.
+        let all = "SELECT COUNT(*) AS number FROM api_keys WHERE status = 'active' AND created_at <= $1 AND expires_at > $2";
+        let counted = match having {
+            Some((column, value)) => query(sqlx::AssertSqlSafe(format!("{all} AND {column} = $3")))
+                .bind(self.not_after.0)
+                .bind(self.now.seconds())
+                .bind(value),
+            None => query(all).bind(self.not_after.0).bind(self.now.seconds()),
+        };
+        number(counted, self.store).await
+    }
+
+    /// Clients of the realm, all or the one of this id.
+    async fn clients(self, realm: &str, id: Option<&str>) -> Result<u64, StoreError> {
+        let all = "SELECT COUNT(*) AS number FROM clients WHERE realm = $1";
+        let counted = match id {
+            Some(id) => query(sqlx::AssertSqlSafe(format!("{all} AND client_id = $2")))
+                .bind(realm)
+                .bind(clients::key(realm, id).into_owned()),
+            None => query(all).bind(realm),
+        };
+        number(counted, self.store).await
+    }
 }
 
-fn number(row: &super::Row) -> Result<u64, StoreError> {
-    from_sql("number", row.get("number")?)
+async fn number(counted: Query<'_>, store: &Store) -> Result<u64, StoreError> {
+    from_sql("number", counted.fetch_one(store).await?.get("number")?)
 }

@@ -20,6 +20,7 @@ mod oauth;
 mod opening;
 mod plans;
 mod purge;
+mod reach;
 mod realm_retention;
 mod sealing;
 

@@ -46,7 +46,7 @@ pub(super) fn client(id: &str) -> Client {
     }
 }
 
-async fn insert_client(store: &Store, realm: &str, client: &Client) -> Result<(), StoreError> {
+pub(super) async fn insert_client(store: &Store, realm: &str, client: &Client) -> Result<(), StoreError> {
     let hashes = SecretHashes { current: Some(vec![1; 32]), previous: None };
     transact!(store, |transaction| -> Result<(), StoreError> {
         clients::insert(transaction, realm, client, &hashes).await
@@ -72,6 +72,23 @@ pub(super) fn session(id: &str) -> Session {
         idle_expires_at: 5_000,
         expires_at: 9_000,
         ended_at: None,
+    }
+}
+
+pub(super) fn api_key(id: &str) -> ApiKey {
+    ApiKey {
+        id: id.into(),
+        name: None,
+        subject: "robot".into(),
+        scopes: Vec::new(),
+        audiences: vec!["api".into()],
+        networks: Vec::new(),
+        status: ApiKeyStatus::Active,
+        expires_at: 1_000,
+        previous_expires_at: None,
+        last_used_at: None,
+        created_at: 1,
+        updated_at: 1,
     }
 }
 
@@ -407,20 +424,7 @@ async fn issuers_are_those_of_their_realm(place: Place) {
 
 async fn an_api_key_before_a_rotation_is_found_until_its_overlap_ends(place: Place) {
     let store = place.open().await;
-    let mut key = ApiKey {
-        id: "k".into(),
-        name: None,
-        subject: "robot".into(),
-        scopes: Vec::new(),
-        audiences: vec!["api".into()],
-        networks: Vec::new(),
-        status: ApiKeyStatus::Active,
-        expires_at: 1_000,
-        previous_expires_at: None,
-        last_used_at: None,
-        created_at: 1,
-        updated_at: 1,
-    };
+    let mut key = api_key("k");
     let rotate = async |key: &ApiKey, hash: [u8; 32]| {
         transact!(store, |transaction| -> Result<(), StoreError> {
             api_keys::rotate(transaction, key, &hash).await
