@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use atm_proto::signature::FeedSigner;
 use atm_telemetry::{Tracing, TracingError, TracingSettings};
+use nkeys::KeyPair;
 use rustls::ServerConfig;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -29,6 +30,7 @@ use crate::keys::KeysError;
 use crate::keys::root::{RootError, WrappingKeys};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
+use crate::nats_login::{LoginSettings, NatsLogins};
 use crate::realms::{Realms, Serve};
 use crate::retention;
 use crate::secret::SecretError;
@@ -193,6 +195,7 @@ async fn assemble(
         admin_access,
         transmitters,
         registration_token,
+        callout_signer,
         store_password: _,
     } = secrets;
     let clock = Arc::new(IssueClock::start(store.clone()).await?);
@@ -240,7 +243,20 @@ async fn assemble(
         config: Arc::new(config),
         ends: lifecycle.background_ends(),
     };
+    if let Some((callout, signer)) = plant.config.nats.auth_callout.as_ref().zip(callout_signer) {
+        start_logins(&plant, callout.settings.clone(), signer, lifecycle);
+    }
     serve_default(plant, lifecycle).await
+}
+
+/// Sidecars are let in to NATS by the tokens of their platform.
+fn start_logins(plant: &Plant, settings: LoginSettings, signer: KeyPair, lifecycle: &Lifecycle) {
+    let Plant { store, clock, audit, metrics, .. } = plant.clone();
+    let logins = NatsLogins::new(settings, signer, store, clock, audit, metrics);
+    let (ends, feed) = (lifecycle.background_ends(), plant.feed.clone());
+    lifecycle.spawn_background("nats logins", async move {
+        ends.run_until_cancelled(logins.answer(feed)).await;
+    });
 }
 
 /// The default realm, from which the others are reached, and the tasks behind all of them.

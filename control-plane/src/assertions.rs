@@ -233,7 +233,7 @@ impl AssertionRule {
 }
 
 /// The value at a JSON pointer (RFC 6901).
-fn at<'c>(claims: &'c Map<String, Value>, pointer: &str) -> Option<&'c Value> {
+pub(crate) fn at<'c>(claims: &'c Map<String, Value>, pointer: &str) -> Option<&'c Value> {
     let rest = pointer.strip_prefix('/')?;
     let (first, rest) = rest.split_once('/').map_or((rest, None), |(first, rest)| (first, Some(rest)));
     let value = claims.get(&first.replace("~1", "/").replace("~0", "~"))?;

@@ -21,6 +21,7 @@ use crate::retention::RetentionSettings;
 use crate::store::StoreSettings;
 
 mod audit;
+mod auth_callout;
 mod keys;
 mod oauth;
 mod retention;
@@ -30,6 +31,7 @@ mod store;
 mod tests;
 
 pub use audit::{AuditConfig, AuditFiles};
+pub use auth_callout::AuthCalloutConfig;
 pub use keys::KeysConfig;
 pub use oauth::{OAuthConfig, RegistrationConfig, TrustedProxy};
 pub use secrets::Secrets;
@@ -114,6 +116,8 @@ pub struct Nats {
     pub access: NatsAccess,
     /// Copies that JetStream keeps of its streams.
     pub replicas: usize,
+    /// Whether and how NATS's auth callout is answered.
+    pub auth_callout: Option<AuthCalloutConfig>,
 }
 
 /// Where a key is kept.
@@ -202,7 +206,7 @@ impl Config {
     /// None that can happen: a document without values is read.
     pub fn keys() -> Result<Vec<String>, Mistake> {
         // Sections that are read where they are there.
-        let sections = "{ listen: { tls: {}, oauthTls: {}, adminTls: {} }, trustedProxy: {}, registration: {}, \
+        let sections = "{ listen: { tls: {}, oauthTls: {}, adminTls: {} }, trustedProxy: {}, registration: {}, nats: { authCallout: {} }, \
                         keys: { pkcs11: {}, vault: {}, awsKms: {} } }";
         let mut reader = Reader::new(sections, std::iter::empty())?;
         let _ = read(&mut reader);
@@ -240,6 +244,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         "5" => Ok(5),
         _ => Err("must be 1, 3 or 5, and no more than there are servers in the cluster".to_owned()),
     });
+    let auth_callout = auth_callout::read(reader);
     let wrapping_key = wrapping_key(reader);
     let algorithm =
         reader.optional("keys.algorithm", |name| name.parse::<Algorithm>().map_err(|e| e.to_string()));
@@ -259,7 +264,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         realm_group: realm_group.unwrap_or_else(|| "default".to_owned()),
         listen: listen?,
         store: store?,
-        nats: Nats { url: nats_url?, access: nats_access, replicas: replicas.unwrap_or(1) },
+        nats: Nats { url: nats_url?, access: nats_access, replicas: replicas.unwrap_or(1), auth_callout },
         wrapping_key: wrapping_key?,
         algorithm: algorithm.unwrap_or(Algorithm::ES256),
         keys,

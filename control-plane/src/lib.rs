@@ -21,6 +21,7 @@ pub mod keys;
 pub mod lifecycle;
 pub mod limits;
 pub mod metrics;
+pub mod nats_login;
 pub mod policies;
 pub mod realms;
 pub mod registration;

@@ -15,6 +15,7 @@ use crate::events::{EventKind, Events};
 use crate::feed::{Carrier, FeedCounters, FeedHandle, FleetQuery, SidecarState};
 use crate::http::Services;
 use crate::keys::Keys;
+use crate::nats_login;
 
 /// What the metrics' names begin with.
 const NAMESPACE: &str = "atm_control_plane";
@@ -130,6 +131,7 @@ pub struct Metrics {
     signing_out: IntGauge,
     signing_failures: IntCounter,
     signing_failures_shown: Mutex<u64>,
+    nats_logins: IntCounterVec,
 }
 
 /// Read from the events when somebody asks.
@@ -192,6 +194,16 @@ impl Metrics {
             }
             seconds.with_label_values(&[endpoint.as_str()]);
         }
+        let nats_logins = registered(
+            &registry,
+            IntCounterVec::new(
+                opts("nats_logins_total", "Logins to NATS by the token of a workload."),
+                &["outcome"],
+            )?,
+        )?;
+        for outcome in nats_login::OUTCOMES {
+            nats_logins.with_label_values(&[*outcome]);
+        }
         for active in ["true", "false"] {
             introspections.with_label_values(&[active]);
         }
@@ -228,6 +240,7 @@ impl Metrics {
                 counter("signing_failures_total", "Signatures that the key's provider did not make.")?,
             )?,
             signing_failures_shown: Mutex::default(),
+            nats_logins,
             requests,
             seconds,
             introspections,
@@ -248,6 +261,11 @@ impl Metrics {
     /// An introspection was answered.
     pub fn introspected(&self, active: bool) {
         self.introspections.with_label_values(&[if active { "true" } else { "false" }]).inc();
+    }
+
+    /// Somebody was let in to NATS, or was not: one of [`nats_login::OUTCOMES`].
+    pub fn nats_login(&self, outcome: &str) {
+        self.nats_logins.with_label_values(&[outcome]).inc();
     }
 
     /// `count` selectors were put in force.

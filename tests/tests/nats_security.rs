@@ -16,6 +16,9 @@ use atm_tests::wait;
 use futures::StreamExt;
 use serde_json::json;
 
+#[path = "nats_security/callout.rs"]
+mod callout;
+
 /// The server, and who may connect to it.
 struct Secured {
     nats: NatsServer,
@@ -29,15 +32,23 @@ fn shipped(name: &str) -> String {
 
 impl Secured {
     async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// With `more` at the end of the server's configuration.
+    async fn start_with(more: &str) -> Self {
         let files = tempfile::tempdir().unwrap();
         let certified =
             rcgen::generate_simple_self_signed(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
         std::fs::write(files.path().join("nats.pem"), certified.cert.pem()).unwrap();
         std::fs::write(files.path().join("nats.key"), certified.signing_key.serialize_pem()).unwrap();
-        let mut accounts = shipped("accounts.conf");
-        for user in ["CONTROL_PLANE", "SIDECAR_A", "SIDECAR_B", "OPERATOR"] {
-            let key = nkeys::KeyPair::new_user();
-            accounts = accounts.replace(&format!("${{{user}_NKEY}}"), &key.public_key());
+        let (mut accounts, mut more) = (shipped("accounts.conf"), more.to_owned());
+        for user in ["CONTROL_PLANE", "SIDECAR_A", "SIDECAR_B", "OPERATOR", "CALLOUT"] {
+            let is_account = user == "CALLOUT";
+            let key = if is_account { nkeys::KeyPair::new_account() } else { nkeys::KeyPair::new_user() };
+            let name = format!("${{{user}_NKEY}}");
+            accounts = accounts.replace(&name, &key.public_key());
+            more = more.replace(&name, &key.public_key());
             std::fs::write(files.path().join(user), key.seed().unwrap()).unwrap();
         }
         let nats = NatsServer::start_configured(|port, directory| {
@@ -48,7 +59,7 @@ impl Secured {
                 .replace("${CERTIFICATE}", &file(files.path(), "nats.pem"))
                 .replace("${KEY}", &file(files.path(), "nats.key"))
                 .replace("${STORE}", &directory.join("jetstream").display().to_string())
-                .replace("${CLUSTER}", "")
+                .replace("${CLUSTER}", &more)
         })
         .await;
         Self { nats, files }

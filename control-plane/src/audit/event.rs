@@ -107,6 +107,8 @@ actions! {
     AdminRequest = "admin.request",
     /// A request of the admin API was refused: no credential, or a role that does not suffice.
     AdminRefused = "admin.refused",
+    /// A workload was let in to NATS by its platform's token, or refused; detail `address`.
+    NatsLogin = "nats.login",
     /// Something that should not happen did; detail `kind`.
     Anomaly = "anomaly.detected",
 }
@@ -162,6 +164,11 @@ impl Actor {
     /// A transmitter of security events, by its name.
     pub fn transmitter(id: &str) -> Self {
         Self { kind: ActorKind::Transmitter, id: bounded(id) }
+    }
+
+    /// A sidecar, by its id.
+    pub fn sidecar(id: &str) -> Self {
+        Self { kind: ActorKind::Sidecar, id: bounded(id) }
     }
 
     /// The control plane itself.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use atm_core::base64url;
 use atm_proto::signature::FeedSigner;
+use nkeys::KeyPair;
 use zeroize::Zeroizing;
 
 use super::{Config, ConfigError, Environment, KeySource, Mistake};
@@ -33,6 +34,8 @@ pub struct Secrets {
     pub transmitters: Transmitters,
     /// The initial access token of dynamic client registration.
     pub registration_token: Option<Zeroizing<String>>,
+    /// Signs the answers to NATS's auth callout.
+    pub callout_signer: Option<KeyPair>,
     /// The password of PostgreSQL's user.
     pub store_password: Option<Zeroizing<String>>,
 }
@@ -71,6 +74,9 @@ impl Secrets {
             .map(|registration| bearer_token("registration.tokenFile", &registration.token_file))
             .transpose();
         let registration_token = taken(&mut mistakes, registration_token);
+        let callout =
+            config.nats.auth_callout.as_ref().map(|callout| account_key(&callout.seed_file)).transpose();
+        let callout_signer = taken(&mut mistakes, callout);
         let read = || {
             Some(Self {
                 wrapping_key: current?,
@@ -80,6 +86,7 @@ impl Secrets {
                 admin_access: admin_access?,
                 transmitters: transmitters?,
                 registration_token: registration_token?,
+                callout_signer: callout_signer?,
                 store_password: store_password?,
             })
         };
@@ -127,6 +134,14 @@ fn signer(path: &'static str, file: &Path) -> Result<FeedSigner, Mistake> {
     }
     seed.copy_from_slice(&bytes);
     FeedSigner::from_seed(&seed).map_err(|_| form())
+}
+
+fn account_key(file: &Path) -> Result<KeyPair, Mistake> {
+    const PATH: &str = "nats.authCallout.seedFile";
+    let text = read(PATH, file)?;
+    let pair = KeyPair::from_seed(text.trim()).ok().filter(|pair| pair.public_key().starts_with('A'));
+    let form = "must hold the seed of an account nkey (SA...); make one with nk -gen account";
+    pair.ok_or_else(|| mistake(PATH, form.to_owned()))
 }
 
 fn bearer_token(path: &str, file: &Path) -> Result<Zeroizing<String>, Mistake> {
