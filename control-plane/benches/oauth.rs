@@ -206,6 +206,7 @@ async fn engine(name: &str, server: Server, requests: usize) {
 
 #[tokio::main]
 async fn main() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let requests = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(20_000);
     let dir = tempfile::tempdir().unwrap();
     let store = format!("{{ path: {} }}", Path::new(dir.path()).join("atm.db").display());

@@ -42,6 +42,8 @@ pub const MAX_SELECTORS: usize = 100_000;
 const IDS_A_CHANGE: usize = 20_000;
 /// As [`IDS_A_CHANGE`]; an entry holds an instant too.
 const WATERMARKS_A_CHANGE: usize = 10_000;
+/// Selectors of one call from which on it gives way to others.
+const BULK: usize = 1_000;
 /// Selectors of one call up to which each has an audit event of its own.
 const RECORDED_ONE_BY_ONE: usize = 20;
 
@@ -199,6 +201,9 @@ impl Revocations {
         }
         let kids: Vec<&str> = kids(order.selectors).collect();
         let successor = if kids.is_empty() { None } else { self.keys.successor_of(&kids).await? };
+        if order.selectors.len() >= BULK {
+            self.store.room().await;
+        }
         let now = self.clock.revoke().await?;
         let watermark = order.before.map_or(now, |before| before.min(now));
         let records = records(order, watermark, self.clock.wall())?;

@@ -240,6 +240,15 @@ impl Store {
         log::head(self).await.map(drop)
     }
 
+    /// Returns once much can be written without holding up others, or after a while.
+    pub(crate) async fn room(&self) {
+        match &self.0.engine {
+            Engine::Sqlite(sqlite) => sqlite.room().await,
+            // Its checkpoints hold up nobody.
+            Engine::Postgres(_) => {}
+        }
+    }
+
     /// Waits for what is under way and closes the connections. A crash without it loses nothing.
     pub async fn close(&self) {
         match &self.0.engine {

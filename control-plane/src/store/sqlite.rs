@@ -1,6 +1,7 @@
 //! The embedded engine: SQLite with a write-ahead log and `synchronous = FULL`, so that what a call has acknowledged
 //! survives a power cut. One connection writes, in transactions that begin with the write lock, so that a transaction never
-//! fails half-way because another one wrote, and what waits for it shares a commit ([`group`]); several connections read.
+//! fails half-way because another one wrote, and what waits for it shares a commit ([`group`]); several connections read. What
+//! is in the log is written back beside the writer ([`write_back`]).
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -10,6 +11,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Connection, SqlitePool};
 
 pub(super) mod group;
+mod write_back;
+
+use write_back::WriteBack;
 
 /// Readers beside the one writer.
 const READERS: u32 = 4;
@@ -23,6 +27,7 @@ pub(super) struct Sqlite {
     /// The writer's connection, for the migrations before it begins.
     pub(super) migrating: SqlitePool,
     pub(super) readers: SqlitePool,
+    write_back: WriteBack,
     /// Locked while this process has the store.
     owned: File,
 }
@@ -39,23 +44,34 @@ impl Sqlite {
             .foreign_keys(true)
             .busy_timeout(WRITER_WAIT)
             .optimize_on_close(true, None);
+        let writing = options
+            .clone()
+            .pragma("wal_autocheckpoint", write_back::AT_COMMIT)
+            .pragma("journal_size_limit", write_back::FILE_KEPT);
         let migrating = pool()
             .max_connections(1)
             .acquire_timeout(WRITER_WAIT)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(options.clone())
+            .connect_with(writing)
             .await?;
+        let write_back = WriteBack::start(options.clone());
         let readers = pool()
             .max_connections(READERS)
             .acquire_timeout(WRITER_WAIT)
             .connect_lazy_with(options.pragma("query_only", "ON"));
         let writer = group::Writer::start(migrating.clone());
-        Ok(Self { writer, migrating, readers, owned })
+        Ok(Self { writer, migrating, readers, write_back, owned })
+    }
+
+    /// Returns once much can be written without holding up others, or after a while.
+    pub(super) async fn room(&self) {
+        self.write_back.room().await;
     }
 
     pub(super) async fn close(&self) {
         self.readers.close().await;
+        self.write_back.close().await;
         self.writer.close().await;
         // Fails for a lock that is not held, which is as good.
         let _ = self.owned.unlock();

@@ -2,6 +2,7 @@
 
 use super::oauth::{api_key, client, insert_client, session};
 use super::*;
+use crate::api_keys::ApiKey;
 use crate::revocation::Selector;
 use crate::sessions::Session;
 use crate::store::reach::{self, Home, Reach};
@@ -23,7 +24,8 @@ async fn two_realms(place: &Place) -> Store {
         assert!(sessions::insert(&store, &opened, subject, &key).await.unwrap());
     }
     transact!(store, |transaction| -> Result<(), StoreError> {
-        api_keys::insert(transaction, &api_key("k"), &[1; 32]).await
+        let key = ApiKey { subject: "alice".into(), ..api_key("k") };
+        api_keys::insert(transaction, &key, &[1; 32]).await
     })
     .unwrap();
     store
