@@ -1,8 +1,9 @@
 //! What ten million revocations cost a sidecar: taking a snapshot in, starting again, looking up, and a million more at once;
-//! in time, and in resident memory of a process that does nothing else.
+//! in time, and in resident memory of a process that does nothing else. And what stays of days on end, played fast, in which
+//! every hour's revocations expire and as many come.
 //!
 //! Each step is a child process over the same directory. `ATM_BENCH_STORE_IDS` (10000000) and `ATM_BENCH_STORE_BURST`
-//! (1000000) set the sizes, `ATM_BENCH_STORE_CACHE_MIB` (64) the block cache.
+//! (1000000) set the sizes, `ATM_BENCH_STORE_HOURS` (24) how long it goes on, `ATM_BENCH_STORE_CACHE_MIB` (64) the block cache.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)] // a benchmark that cannot go on stops
 
@@ -45,6 +46,7 @@ fn main() {
                     "install" => install(directory).await,
                     "restart" => restart(directory),
                     "burst" => burst(directory).await,
+                    "churn" => churn(directory).await,
                     other => panic!("no step {other}"),
                 }
             });
@@ -57,7 +59,7 @@ fn parent() {
     let directory = tempfile::tempdir().unwrap();
     eprintln!("writing segments of {} ids", ids());
     write_segments(directory.path());
-    for step in ["install", "restart", "burst", "restart"] {
+    for step in ["install", "restart", "burst", "restart", "churn"] {
         let own = std::env::current_exe().unwrap();
         let status = Command::new(own).args(["--step", step]).arg(directory.path()).status().unwrap();
         assert!(status.success(), "{step} failed");
@@ -187,6 +189,14 @@ impl Running {
             Settlement::Failed(error) => panic!("{error}"),
             Settlement::Scrubbed(_) | Settlement::ScrubFailed(_) => unreachable!("nobody asked for it"),
         }
+    }
+
+    /// The time of the buckets before `oldest` has passed.
+    fn forget_before(&mut self, oldest: Bucket) {
+        let mut state = self.state();
+        state.view.revocations.drop_buckets_before(oldest);
+        self.publisher.publish(state);
+        self.writer.forget_before(oldest);
     }
 
     fn stop(self) {
@@ -339,6 +349,64 @@ async fn burst(directory: &Path) {
         );
     }
     running.stop();
+}
+
+/// Hour after hour the oldest bucket's time has passed, and a new bucket gets as many: all that is held is replaced each day.
+async fn churn(directory: &Path) {
+    let mut running = Running::start(directory);
+    let (hours, an_hour) = (size("ATM_BENCH_STORE_HOURS", 24), ids() / BUCKETS);
+    let first = u64::MAX / 32;
+    row("churn: resident before it", memory("VmRSS"), "MiB");
+    row("churn: on disk before it", on_disk(&directory.join("db")), "MiB");
+    let (started, mut most) = (Instant::now(), memory("VmRSS"));
+    for hour in 0..hours {
+        let bucket = Bucket(FIRST_BUCKET + u32::try_from(BUCKETS + hour).unwrap());
+        running.forget_before(Bucket(FIRST_BUCKET + u32::try_from(hour + 1).unwrap()));
+        let numbers: Vec<u64> = (first + hour * an_hour..first + (hour + 1) * an_hour).collect();
+        for set in numbers.chunks(usize::try_from(IDS_A_SET).unwrap()) {
+            let mut members: Vec<_> = set.iter().copied().map(spread).collect();
+            members.sort_unstable();
+            running.revoke(bucket, members);
+            while let Some(settlement) = running.writer.try_settled() {
+                running.take(settlement);
+            }
+            most = most.max(memory("VmRSS"));
+        }
+        let revision = running.reader.load().position.revision;
+        running.writer.kept().wait_for(|kept| kept.revision == revision).await.unwrap();
+        // An hour has time for what is due: then less than a sixteenth lies in front of the filters.
+        while running.reader.load().view.revocations.sizes().front_ids * 16 > ids() {
+            let settlement = tokio::time::timeout(Duration::from_secs(30), running.writer.settled()).await;
+            running.take(settlement.expect("what is due is settled"));
+        }
+        if (hour + 1) % 24 == 0 || hour + 1 == hours {
+            let at = format!("churn: {} hours, {} replaced:", hour + 1, (hour + 1) * an_hour);
+            row(&format!("{at} resident"), memory("VmRSS"), "MiB");
+            row(&format!("{at} on disk"), on_disk(&directory.join("db")), "MiB");
+            let sizes = running.reader.load().view.revocations.sizes();
+            eprintln!("{sizes:?}, {:?}", running.reader.store_numbers().unwrap());
+        }
+    }
+    row("churn: resident at most", most, "MiB");
+    row("churn: taken", started.elapsed().as_secs_f64(), "s");
+    let held = running.reader.load();
+    let is_revoked = |hour: u64, number| {
+        let bucket = Bucket(FIRST_BUCKET + u32::try_from(BUCKETS + hour).unwrap());
+        held.view.revocations.is_token_revoked(bucket, &spread(number)).unwrap()
+    };
+    assert!(is_revoked(hours - 1, first + hours * an_hour - 1), "the last of the last hour");
+    assert!(hours <= BUCKETS || !is_revoked(0, first), "what has expired is forgotten");
+    drop(held);
+    running.stop();
+}
+
+/// What the files of the directory take, in MiB.
+fn on_disk(directory: &Path) -> f64 {
+    let entries = std::fs::read_dir(directory).unwrap().filter_map(Result::ok);
+    let bytes: u64 = entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum();
+    #[expect(clippy::cast_precision_loss, reason = "a figure with two digits")]
+    let mib = bytes as f64 / 1_048_576.0;
+    mib
 }
 
 /// Median and 99th percentile of looking up ids that are not revoked, in nanoseconds each: of the means over 64 at a time.

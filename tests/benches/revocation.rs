@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)] // a benchmark that cannot go on stops
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use atm_core::id::{Id, IdKind};
 use atm_tests::authz::Authz;
@@ -13,9 +13,9 @@ use atm_tests::dev::DevStack;
 use atm_tests::feed::{FeedAuthor, policies, revoked_tokens};
 use atm_tests::nats::NatsServer;
 use atm_tests::process::resident_mib;
+use atm_tests::propagation::Propagation;
 use atm_tests::sidecar::Sidecar;
 use atm_tests::token::{TokenMint, now};
-use serde_json::json;
 
 const POLICY: &str = include_str!("../tests/requests/policy.yaml");
 /// Ids of one change set.
@@ -35,40 +35,8 @@ fn size(variable: &str, default: usize) -> usize {
 /// From the revocation call and from its return to the first refusal at the sidecar, one token after the other.
 async fn propagation(count: usize) {
     let stack = DevStack::up().await;
-    let client = stack.client();
     let authz = Authz::connect(stack.field("sidecar_grpc")).await;
-    let (mut call, mut after_return) = (Vec::with_capacity(count), Vec::with_capacity(count));
-    for done in 0..count {
-        if done % 100 == 0 {
-            eprintln!("revocations: {done} of {count}");
-        }
-        let token = client.issue().await.expect("a token");
-        assert!(authz.check_token(&token).await.is_permit(), "a token that was not revoked is let through");
-        let body = json!({ "token": token });
-        let started = Instant::now();
-        let answer = client.admin("POST", "/admin/v1/revocations", &body).await.expect("an answer");
-        assert!(matches!(answer.status, 200..=202), "{} {}", answer.status, answer.text());
-        let returned = Instant::now();
-        while authz.check_token(&token).await.is_permit() {
-            assert!(returned.elapsed() < Duration::from_secs(10), "a revoked token is still let through");
-        }
-        call.push(started.elapsed());
-        after_return.push(returned.elapsed());
-    }
-    row("revocation: call to first refusal", &mut call);
-    row("revocation: return of the call to first refusal", &mut after_return);
-}
-
-fn row(name: &str, times: &mut [Duration]) {
-    times.sort_unstable();
-    let at = |share: usize| times[(times.len() * share / 1000).min(times.len() - 1)].as_secs_f64() * 1e3;
-    println!(
-        "{name:<50} n {:>5}  median {:>7.2} ms  p99 {:>7.2} ms  max {:>7.2} ms",
-        times.len(),
-        at(500),
-        at(990),
-        at(1000)
-    );
+    Propagation::measure(&stack.client(), &authz, count).await.print("revocation");
 }
 
 /// Resident memory of a sidecar: idle, after the revocations came in, and after a restart that loaded them.

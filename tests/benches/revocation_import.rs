@@ -1,15 +1,19 @@
-//! A file of revocations: imported by `atmctl revoke --file`, sequenced, published, and in force at a sidecar; then a sidecar that has
-//! nothing takes the snapshot, and is started again. Real programs, a real nats-server.
+//! A file of revocations: imported by `atmctl revoke --file`, sequenced, published, and in force at a sidecar; how soon a revocation
+//! is in force at that sidecar then; and a sidecar that has nothing takes the snapshot, and is started again. Real programs, a real
+//! nats-server.
 //!
-//! Run by `make bench` with release builds (`ATM_BIN_DIR`). `ATM_BENCH_IMPORTED` (1000000) sets the size.
+//! Run by `make bench` with release builds (`ATM_BIN_DIR`). `ATM_BENCH_IMPORTED` (1000000) and `ATM_BENCH_REVOCATIONS` (1000) set the
+//! sizes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)] // a benchmark that cannot go on stops
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+use atm_tests::authz::Authz;
 use atm_tests::dev::DevStack;
 use atm_tests::process::{self, peak_mib, resident_mib};
+use atm_tests::propagation::Propagation;
 use atm_tests::sidecar::Sidecar;
 use atm_tests::{programs, wait};
 use serde_json::{Value, json};
@@ -51,6 +55,11 @@ async fn main() {
         process::run_with(&programs::ours("atmctl"), &arguments, &environment, Duration::from_mins(10)).await;
     assert!(output.status.success(), "{}", process::stderr(&output));
     println!("{:<60} {:>8.1} s", "the same file again", again.elapsed().as_secs_f64());
+    let authz = Authz::connect(stack.field("sidecar_grpc")).await;
+    let revocations =
+        std::env::var("ATM_BENCH_REVOCATIONS").map_or(1_000, |text| text.parse().expect("a number"));
+    let measured = Propagation::measure(&client, &authz, revocations).await;
+    measured.print(&format!("a sidecar with {count}"));
     fresh_sidecar(&stack, count).await;
 }
 

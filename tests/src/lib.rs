@@ -24,6 +24,7 @@ pub mod nats;
 pub mod nginx;
 pub mod process;
 pub mod programs;
+pub mod propagation;
 pub mod proxy;
 pub mod python;
 pub mod sidecar;
