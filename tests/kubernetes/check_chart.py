@@ -2,7 +2,9 @@
 Renders the chart with Helm's own library over a matrix of values, checks every object strictly, and lays the files that
 each container would see under OUT/<variant>/<workload>/<container>/, so that the real programs can check them.
 
-    .tools/python/bin/python tests/kubernetes/check_chart.py helm/atm OUT
+    .tools/python/bin/python tests/kubernetes/check_chart.py helm/atm OUT [VARIANT]
+
+With VARIANT only that one is rendered, and no values that must be refused are tried.
 """
 
 import base64
@@ -18,6 +20,7 @@ import manifests
 
 ISSUER = "https://id.example.com"
 FEED_KEY = "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w"  # RFC 8032's first test key's public half fits the form; any would
+CALLOUT_KEY = "ADLVVGABQKYQVN6VJP7NHSLEA45A5YLS6PNKMIZFV4BBU2HXA5IRVRTU"  # the same key as an nkey of an account
 DIGEST = "sha256:" + "a" * 64
 
 
@@ -84,6 +87,27 @@ def matrix():
         "operator": {"enabled": True, "replicas": 1, "injection": {"enabled": False}},
         "nats": {"url": "nats://n:4222", "bundled": {"enabled": False}},
     }, ["tls"]
+    yield "token-logins", {
+        "issuer": ISSUER,
+        "nats": {"authCallout": {"enabled": True, "serviceAccounts": ["batch/orders"], "lifetimeSeconds": 300}},
+        "node": {"enabled": True},
+        "operator": {"enabled": True, "injection": {"namespaces": ["shop"]}},
+    }, []
+    yield "token-logins-beside-the-password", {
+        "issuer": ISSUER,
+        "nats": {"bundled": {"replicas": 3}, "authCallout": {"enabled": True, "keepPassword": True}},
+        "operator": {"enabled": True, "injection": {"namespaces": ["shop"]}},
+    }, []
+    yield "token-logins-at-existing-nats", {
+        "issuer": ISSUER,
+        "controlPlane": {"admin": {"tls": {"mode": "secret", "secretName": "tls"}}},
+        "nats": {
+            "url": "tls://nats:4222",
+            "bundled": {"enabled": False},
+            "credentials": {"controlPlane": {"existingSecret": "nats-cp"}},
+            "authCallout": {"enabled": True, "account": "TOKENS", "existingSecret": "callout", "publicKey": CALLOUT_KEY},
+        },
+    }, ["nats-cp", "callout", "tls"]
     choices = {
         "store": [{"controlPlane": {"store": {"type": "embedded"}}}, {"controlPlane": {"store": {"type": "postgresql", "postgresql": {"url": "postgres://atm@pg/atm"}}}}],
         "nats": [{}, {"nats": {"bundled": {"replicas": 3}}}, {"nats": {"url": "nats://n:4222", "bundled": {"enabled": False}}}],
@@ -142,6 +166,12 @@ REFUSED = [
     ({"issuer": ISSUER, "secrets": {"existingSecret": "mine"}}, "feedKeys"),
     ({"controlPlane": {"enabled": False}}, "feedKeys"),
     ({"controlPlane": {"enabled": False}, "feedKeys": [FEED_KEY], "operator": {"enabled": True}}, "operator.enabled"),
+    ({"issuer": ISSUER, "nats": {"authCallout": {"enabled": True, "tokenSeconds": 60}}}, "tokenSeconds"),
+    ({"issuer": ISSUER, "nats": {"authCallout": {"enabled": True, "serviceAccounts": ["shop"]}}}, "serviceAccounts"),
+    ({"issuer": ISSUER, "nats": {"authCallout": {"enabled": True, "existingSecret": "mine"}}}, "authCallout.publicKey"),
+    ({"issuer": ISSUER, "nats": {"authCallout": {"enabled": True}}, "gateway": {"enabled": False}}, "serviceAccounts"),
+    ({"issuer": ISSUER, "nats": {"authCallout": {"enabled": True}, "credentials": {"validator": {"existingSecret": "v"}}}}, "credentials.validator"),
+    ({"controlPlane": {"enabled": False}, "feedKeys": [FEED_KEY], "nats": {"authCallout": {"enabled": True}}}, "authCallout.enabled"),
     ({"issuer": ISSUER, "operator": {"injection": {"failurePolicy": "Maybe"}}}, "failurePolicy"),
     ({"issuer": ISSUER, "feedKeys": ["short"]}, "feedKeys"),
     ({"issuer": ISSUER, "image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
@@ -169,12 +199,14 @@ def lay_out(objects, out):
             home.mkdir(parents=True)
             for mount in container.get("volumeMounts", []):
                 volume = volumes.get(mount["name"], {})
+                for source in volume.get("projected", {}).get("sources", []):
+                    write(home, mount, {}, {source["serviceAccountToken"]["path"]: "made by the kubelet"})
                 source = volume.get("secret") or volume.get("configMap")
                 if source is None:
                     continue
                 data = contents.get(("Secret" if "secret" in volume else "ConfigMap", source.get("secretName") or source["name"]))
                 write(home, mount, source, data)
-            command = {"image": container["image"], "command": container.get("command", []), "args": container.get("args", [])}
+            command = {key: container.get(key, []) for key in ("image", "command", "args", "env")}
             (home / "container.json").write_text(json.dumps(command))
 
 
@@ -205,10 +237,13 @@ def write(home, mount, source, data):
 
 def main():
     chart_path, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+    only = sys.argv[3] if len(sys.argv) > 3 else None
     chart = helm.Chart.load(chart_path)
     wrong = []
     count = 0
     for name, values, given in matrix():
+        if only and name != only:
+            continue
         report = helm.lint(chart_path, values, strict=True)
         wrong += [f"{name}: lint: {error}" for error in report["errors"]]
         try:
@@ -237,7 +272,7 @@ def main():
         for rule in rules:
             (out / name / "rules.yaml").write_text(yaml.safe_dump(rule))
         count += len(objects)
-    for values, part in REFUSED:
+    for values, part in [] if only else REFUSED:
         try:
             chart.render(values, name="prod", namespace="atm")
             wrong.append(f"{json.dumps(values)} was taken; it must be refused for {part}")

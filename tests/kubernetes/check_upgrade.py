@@ -54,6 +54,15 @@ def main():
     for key in (second, base64.b64decode(keys["feed.pub"]).decode()):
         assert key in believed, believed
 
+    # Logins by tokens: the key that signs them is made once.
+    by_token = {"issuer": ISSUER, "nats": {"authCallout": {"enabled": True}}}
+    config.upgrade(chart, "atm", values=by_token)
+    callout, accounts = (held("secrets")[name]["data"] for name in ("atm-nats-callout", "atm-nats-accounts"))
+    assert 'user: "validator"' not in base64.b64decode(accounts["accounts.conf"]).decode()
+    config.upgrade(chart, "atm", values=by_token)
+    assert held("secrets")["atm-nats-callout"]["data"] == callout
+    assert held("secrets")["atm-nats-accounts"]["data"] == accounts, "the server knows another key"
+
     # A certificate in its last year is made anew; the keys stay.
     with cluster.lock:
         cluster.objects[("", "secrets", "atm", "atm-admin-tls")]["metadata"]["annotations"]["atm.dev/renew-after"] = "1"
@@ -65,7 +74,7 @@ def main():
     # Leaving: the keys stay, and a new installation takes them again.
     config.uninstall("atm")
     assert held("secrets")["atm-secrets"]["data"] == keys
-    assert "atm-nats-users" in held("secrets") and not held("deployments", "apps")
+    assert {"atm-nats-users", "atm-nats-callout"} <= set(held("secrets")) and not held("deployments", "apps")
     config.install(chart, "atm", values={"issuer": ISSUER})
     assert held("secrets")["atm-secrets"]["data"] == keys
     print("installed, upgraded and removed without losing a key")

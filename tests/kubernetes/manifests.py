@@ -155,6 +155,9 @@ def _pod(owner, pod, names, given):
     spec = pod["spec"]
     if spec.get("automountServiceAccountToken") is not False and spec.get("serviceAccountName") is None:
         found.append(f"{where}: mounts the token of a service account that it does not use")
+    account = spec.get("serviceAccountName", "default")
+    if account != "default" and ("ServiceAccount", account) not in names and account not in given:
+        found.append(f"{where}: the service account {account} is neither made nor given")
     volumes = {v["name"]: v for v in spec.get("volumes", [])}
     claims = {c["metadata"]["name"] for c in owner["spec"].get("volumeClaimTemplates", [])} if owner["kind"] == "StatefulSet" else set()
     for volume in volumes.values():

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use atm_core::jwk::jwk_from_spki;
+use atm_core::key::Algorithm;
 use atm_proto::signature::FeedSigner;
 use atm_tests::process::{Process, run, run_with, stderr, stdout};
+use atm_tests::token::TokenMint;
 use atm_tests::{http, programs, python, wait};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const BOUND: Duration = Duration::from_mins(3);
@@ -21,11 +24,12 @@ fn chart() -> String {
     programs::workspace().join("helm/atm").display().to_string()
 }
 
-/// Renders everything; the directory holds `<variant>/<workload>/<container>/` with the container's files.
-async fn rendered() -> TempDir {
+/// Renders one variant, or all; the directory holds `<variant>/<workload>/<container>/` with the container's files.
+async fn rendered(variant: Option<&str>) -> TempDir {
     let directory = TempDir::new().expect("temporary directory");
-    let output =
-        python::run("check_chart.py", &[&chart(), directory.path().to_str().expect("UTF-8")], BOUND).await;
+    let (chart, out) = (chart(), directory.path().to_str().expect("UTF-8"));
+    let arguments: Vec<&str> = [chart.as_str(), out].into_iter().chain(variant).collect();
+    let output = python::run("check_chart.py", &arguments, BOUND).await;
     assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
     directory
 }
@@ -49,6 +53,7 @@ fn bring_given_files(home: &Path) {
         ("secrets/feed.key", &key),
         ("secrets/admin.token", &key),
         ("postgresql/password", "secret"),
+        ("nats-callout/callout.seed", &nkeys::KeyPair::new_account().seed().expect("a seed")),
     ] {
         let file = home.join("etc/atm").join(name);
         if !file.exists() {
@@ -78,7 +83,7 @@ async fn check(home: &Path, program: &str) -> Result<(), String> {
 
 #[tokio::test]
 async fn every_variant_is_right_for_kubernetes_and_for_the_programs() {
-    let directory = rendered().await;
+    let directory = rendered(None).await;
     let mut wrong = Vec::new();
     let planes = containers(directory.path(), "control-plane");
     let validators = containers(directory.path(), "validator");
@@ -100,6 +105,7 @@ async fn every_variant_is_right_for_kubernetes_and_for_the_programs() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     validators_believe_the_key_that_the_control_plane_signs_with(directory.path());
+    nats_believes_the_key_that_the_control_plane_answers_with(directory.path());
 }
 
 /// nats-server reads the configuration with the files that it includes, and exits.
@@ -126,7 +132,18 @@ fn validators_believe_the_key_that_the_control_plane_signs_with(rendered: &Path)
     let validator =
         std::fs::read_to_string(variant.join("prod-atm-gateway/validator/etc/atm/validator/sidecar.yaml"));
     let validator: Value = serde_norway::from_str(&validator.expect("sidecar.yaml")).expect("YAML");
-    assert_eq!(validator["feedKeys"], serde_json::json!([public]));
+    assert_eq!(validator["feedKeys"], json!([public]));
+}
+
+/// Nor has Helm a function for nkeys.
+fn nats_believes_the_key_that_the_control_plane_answers_with(rendered: &Path) {
+    for variant in ["token-logins", "token-logins-beside-the-password"] {
+        let read = |file: &str| std::fs::read_to_string(rendered.join(variant).join(file)).expect("readable");
+        let seed = read("prod-atm-control-plane/control-plane/etc/atm/nats-callout/callout.seed");
+        let pair = nkeys::KeyPair::from_seed(&seed).expect("the seed of an nkey");
+        let accounts = read("prod-atm-nats/nats/etc/nats/secret/accounts.conf");
+        assert!(accounts.contains(&format!("issuer: \"{}\"", pair.public_key())), "{variant}");
+    }
 }
 
 #[tokio::test]
@@ -155,14 +172,17 @@ async fn images_hold_what_the_chart_starts() {
 struct Installation {
     _processes: Vec<Process>,
     nats_url: String,
+    plane_admin: String,
     validator_admin: String,
-    directory: TempDir,
+    /// What the chart rendered for this variant.
+    files: PathBuf,
+    _directory: TempDir,
 }
 
 impl Installation {
-    async fn start() -> Self {
-        let directory = rendered().await;
-        let variant = directory.path().join("smallest");
+    async fn start(variant: &str) -> Self {
+        let directory = rendered(Some(variant)).await;
+        let variant = directory.path().join(variant);
         let nats = variant.join("prod-atm-nats/nats");
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let nats_url = format!("nats://127.0.0.1:{port}");
@@ -197,17 +217,48 @@ impl Installation {
 
         let validator = variant.join("prod-atm-gateway/validator");
         let mut command = program(&validator, "atm-sidecar");
-        command.envs(common(&validator)).env("ATM_ID", "prod-atm-gateway-0");
+        command.envs(common(&validator)).env("ATM_ID", fleet_id(&validator));
         command.env("ATM_LISTEN__GRPC", "127.0.0.1:0").env("ATM_LISTEN__HTTP", "127.0.0.1:0");
         processes.push(Process::start_command("atm-sidecar", command, &validator.join("log")));
-        let validator_admin = wait::until_some("the validator to listen", wait::USUAL, || {
-            let text = std::fs::read_to_string(addresses(&validator)).ok()?;
-            let bound: Value = serde_json::from_str(&text).ok()?;
-            bound["admin"].as_str().map(str::to_owned)
+        let admin = async |home: &Path| {
+            wait::until_some("a program to listen", wait::USUAL, || {
+                let text = std::fs::read_to_string(addresses(home)).ok()?;
+                let bound: Value = serde_json::from_str(&text).ok()?;
+                bound["admin"].as_str().map(str::to_owned)
+            })
+            .await
+        };
+        let (plane_admin, validator_admin) = (admin(&plane).await, admin(&validator).await);
+        Self {
+            _processes: processes,
+            nats_url,
+            plane_admin,
+            validator_admin,
+            files: variant,
+            _directory: directory,
+        }
+    }
+
+    /// The validator's state, once it has one that it verified.
+    async fn ready(&self) -> Value {
+        wait::until("the validator to hold a verified state", wait::USUAL, || async {
+            let answer =
+                http::get(&self.validator_admin, "/readyz").await.map_err(|error| error.to_string())?;
+            if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
         })
         .await;
-        Self { _processes: processes, nats_url, validator_admin, directory }
+        http::get(&self.validator_admin, "/state").await.expect("state").json()
     }
+}
+
+/// What Kubernetes makes of the container's `ATM_ID` in the first pod of the gateway.
+fn fleet_id(home: &Path) -> String {
+    let description = std::fs::read_to_string(home.join("container.json")).expect("container.json");
+    let description: Value = serde_json::from_str(&description).expect("JSON");
+    let environment = description["env"].as_array().expect("env");
+    let id = environment.iter().find(|variable| variable["name"] == "ATM_ID").expect("ATM_ID");
+    let id = id["value"].as_str().expect("a value");
+    id.replace("$(POD_NAMESPACE)", "atm").replace("$(POD_NAME)", "prod-atm-gateway-0")
 }
 
 /// A container's program, with the container's directory in place of `/`.
@@ -226,22 +277,15 @@ fn program(home: &Path, name: &str) -> Command {
 /// The users and permissions of the bundled NATS: a validator gets all that it needs, and can publish nothing of the feed.
 #[tokio::test]
 async fn the_bundled_nats_lets_each_side_do_its_part_and_no_more() {
-    let installation = Installation::start().await;
-    wait::until("the validator to hold a verified state", wait::USUAL, || async {
-        let answer =
-            http::get(&installation.validator_admin, "/readyz").await.map_err(|error| error.to_string())?;
-        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
-    })
-    .await;
-    let state = http::get(&installation.validator_admin, "/state").await.expect("state").json();
+    let installation = Installation::start("smallest").await;
+    let state = installation.ready().await;
     assert_eq!(
         (&state["id"], &state["nats_connected"]),
-        (&"prod-atm-gateway-0".into(), &true.into()),
+        (&"atm_prod-atm-gateway-0".into(), &true.into()),
         "{state}"
     );
 
-    let password =
-        installation.directory.path().join("smallest/prod-atm-gateway/validator/etc/atm/nats/validator");
+    let password = installation.files.join("prod-atm-gateway/validator/etc/atm/nats/validator");
     let password = std::fs::read_to_string(password).expect("the validator's password");
     let (sender, mut violations) = tokio::sync::mpsc::channel(16);
     let client = async_nats::ConnectOptions::with_user_and_password("validator".to_owned(), password)
@@ -268,4 +312,45 @@ async fn the_bundled_nats_lets_each_side_do_its_part_and_no_more() {
         };
         tokio::time::timeout(wait::USUAL, refused).await.unwrap_or_else(|_| panic!("{subject} was taken"));
     }
+}
+
+/// No secret is shared: the token that the kubelet would give the pod is all that the validator shows.
+#[tokio::test]
+async fn a_validator_is_let_in_by_the_token_of_its_pod() {
+    const CLUSTER: &str = "https://kubernetes.default.svc.cluster.local";
+    let installation = Installation::start("token-logins").await;
+    let mint = TokenMint::new(CLUSTER, "", &[("k1", "ES256")]);
+    let keys = installation.files.join("jwks.json");
+    let jwk = jwk_from_spki("k1", Algorithm::ES256, &mint.key("k1").spki()).expect("a key");
+    std::fs::write(&keys, json!({ "keys": [jwk] }).to_string()).expect("written");
+    trust(&installation, CLUSTER, &keys).await;
+
+    let token = mint
+        .token()
+        .header("typ", "JWT")
+        .claim("sub", "system:serviceaccount:atm:prod-atm-validator")
+        .claim("aud", json!(["atm-nats"]))
+        .claim("kubernetes.io", json!({ "namespace": "atm", "pod": { "name": "prod-atm-gateway-0" } }));
+    let file = installation.files.join("prod-atm-gateway/validator/etc/atm/nats/token");
+    assert!(file.exists(), "no token is mounted where the validator looks");
+    std::fs::write(file, token.sign()).expect("written");
+    let state = installation.ready().await;
+    assert_eq!((&state["id"], &state["nats_connected"]), (&"atm_prod-atm-gateway-0".into(), &true.into()));
+}
+
+/// As docs/install.md says it.
+async fn trust(installation: &Installation, issuer: &str, keys: &Path) {
+    let read = |file: &str| std::fs::read_to_string(installation.files.join(file)).expect("readable");
+    let token = read("prod-atm-control-plane/control-plane/etc/atm/secrets/admin.token");
+    let authority = installation.files.join("prod-atm-operator/operator/etc/atm/admin-ca/ca.crt");
+    let url = format!("https://{}", installation.plane_admin);
+    let environment = [
+        ("ATM_ADMIN_URL", url.as_str()),
+        ("ATM_ADMIN_TOKEN", &token),
+        ("ATM_CA_FILE", authority.to_str().unwrap()),
+    ];
+    let keys = keys.to_str().unwrap();
+    let arguments = ["issuer", "add", issuer, "--jwks", keys, "--token-type", "JWT", "--token-type", "none"];
+    let output = run_with(&programs::ours("atmctl"), &arguments, &environment, BOUND).await;
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
 }

@@ -159,6 +159,17 @@ capabilities: { drop: [ALL] }
 {{- if not (or $values.nats.bundled.enabled $values.nats.url) -}}
 {{- $wrong = append $wrong "nats.url: is missing; set it, or nats.bundled.enabled: true" -}}
 {{- end -}}
+{{- if $values.nats.authCallout.enabled -}}
+{{- if $values.nats.credentials.validator.existingSecret -}}
+{{- $wrong = append $wrong "nats.credentials.validator.existingSecret: is set, and so is nats.authCallout.enabled; keep one of them" -}}
+{{- end -}}
+{{- if and $values.nats.bundled.enabled (not $values.controlPlane.enabled) -}}
+{{- $wrong = append $wrong "nats.authCallout.enabled: needs controlPlane.enabled: true for the bundled NATS; nobody here could be asked who may come in" -}}
+{{- end -}}
+{{- if and $values.controlPlane.enabled (eq (include "atm.calloutServiceAccounts" .) "[]") -}}
+{{- $wrong = append $wrong "nats.authCallout.serviceAccounts: is empty, and this release has no validators; list namespace/name, with * for any" -}}
+{{- end -}}
+{{- end -}}
 {{- if $values.controlPlane.enabled -}}
 {{- $store := $values.controlPlane.store -}}
 {{- if and (eq $store.type "postgresql") (not $store.postgresql.url) -}}

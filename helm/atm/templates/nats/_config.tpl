@@ -21,11 +21,13 @@ include ./secret/accounts.conf
 {{- end }}
 {{- define "atm.nats.accounts" -}}
 {{- $group := .Values.realmGroup -}}
+{{- $callout := .Values.nats.authCallout -}}
 accounts {
   ATM {
     jetstream: enabled
     users: [
       { user: "control-plane", password: "{{ index .Values.made.nats "control-plane" }}" }
+      {{- if or (not $callout.enabled) $callout.keepPassword }}
       {
         user: "validator", password: "{{ .Values.made.nats.validator }}"
         # A validator reads the feed, reports, and asks. It can publish nothing that another validator believes: that takes
@@ -42,11 +44,25 @@ accounts {
           ] }
         }
       }
+      {{- end }}
     ]
   }
   SYS {}
 }
 system_account: SYS
+{{- if $callout.enabled }}
+# Who comes with a token of its pod: the control plane says whether, and for which subjects.
+authorization {
+  # Seconds that it has; a validator that was not let in comes again. Below two: then the server pings, and some clients take that for
+  # the end of their login.
+  timeout: 1.5
+  auth_callout {
+    issuer: "{{ .Values.made.callout.publicKey }}"
+    account: ATM
+    auth_users: ["control-plane"{{ if $callout.keepPassword }}, "validator"{{ end }}]
+  }
+}
+{{- end }}
 {{- if gt (int .Values.nats.bundled.replicas) 1 }}
 {{- $name := printf "%s-nats" (include "atm.fullname" .) }}
 cluster {

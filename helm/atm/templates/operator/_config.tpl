@@ -15,7 +15,8 @@
 {{/* What the webhook puts into pods: container, volumes, configuration. */}}
 {{- define "atm.operator.injection" -}}
 {{- $credentials := .Values.nats.credentials.validator -}}
-{{- $login := or .Values.nats.bundled.enabled $credentials.existingSecret -}}
+{{- $byToken := include "atm.byToken" (list . "validator") -}}
+{{- $login := or $byToken .Values.nats.bundled.enabled $credentials.existingSecret -}}
 {{- $key := ternary "validator" $credentials.key .Values.nats.bundled.enabled -}}
 container:
   name: atm-validator
@@ -25,8 +26,7 @@ container:
   restartPolicy: Always
   args: [--config, /etc/atm/validator/sidecar.yaml]
   env:
-    - name: ATM_ID
-      valueFrom: { fieldRef: { fieldPath: metadata.name } }
+    {{- include "atm.validator.id" . | nindent 4 }}
     {{- with .Values.validator.env }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -66,7 +66,10 @@ volumes:
       items: [{ path: sidecar.yaml, fieldRef: { fieldPath: "metadata.annotations['atm.dev/sidecar-config']" } }]
   - { name: atm-state, emptyDir: {} }
   - { name: atm-socket, emptyDir: { medium: Memory, sizeLimit: 1Mi } }
-  {{- if $login }}
+  {{- if $byToken }}
+  - name: atm-nats
+    {{- include "atm.tokenVolume" . | nindent 4 }}
+  {{- else if $login }}
   - name: atm-nats
     secret:
       secretName: {{ include "atm.fullname" . }}-validator

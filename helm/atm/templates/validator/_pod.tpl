@@ -39,9 +39,7 @@ image: {{ include "atm.image" (list $root $root.Values.validator.image) }}
 imagePullPolicy: {{ $root.Values.image.pullPolicy }}
 args: [--config, /etc/atm/validator/sidecar.yaml]
 env:
-  # Its name in the fleet: what `atmctl fleet` shows is what kubectl knows.
-  - name: ATM_ID
-    valueFrom: { fieldRef: { fieldPath: metadata.name } }
+  {{- include "atm.validator.id" . | nindent 2 }}
   {{- with $root.Values.validator.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -84,4 +82,24 @@ volumeMounts:
   {{- if include "atm.natsVolume" (list $root "validator" $root.Values.nats.credentials.validator) }}
   - { name: nats, mountPath: /etc/atm/nats, readOnly: true }
   {{- end }}
+{{- end -}}
+
+{{/*
+A validator's name in the fleet, NAMESPACE_POD: no two pods have one (`_` is in no name of Kubernetes), and kubectl knows both. It is also
+what a token of the pod lets it in to NATS as.
+*/}}
+{{- define "atm.validator.id" -}}
+- name: POD_NAMESPACE
+  valueFrom: { fieldRef: { fieldPath: metadata.namespace } }
+- name: POD_NAME
+  valueFrom: { fieldRef: { fieldPath: metadata.name } }
+- name: ATM_ID
+  value: $(POD_NAMESPACE)_$(POD_NAME)
+{{- end -}}
+
+{{/* The service account of this release's validators, where their tokens let them in to NATS. */}}
+{{- define "atm.validator.serviceAccount" -}}
+{{- if .Values.nats.authCallout.enabled }}
+serviceAccountName: {{ include "atm.fullname" . }}-validator
+{{- end }}
 {{- end -}}
