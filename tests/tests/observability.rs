@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use atm_tests::dev::DevStack;
+use atm_tests::kubernetes::{ApiServer, start_operator};
 use atm_tests::process::{run, stderr, stdout};
 use atm_tests::{http, programs, wait};
 use serde_json::{Value, json};
@@ -68,7 +69,7 @@ fn expressions() -> Vec<Expression> {
     found
 }
 
-/// Metric → label → values, as two programs export them that have issued, decided, refused and revoked.
+/// Metric → label → values, as the programs export them that have issued, decided, refused and revoked.
 type Exported = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
 fn read_metrics(text: &str, exported: &mut Exported) {
@@ -115,7 +116,34 @@ async fn exported() -> Exported {
         assert_eq!(answer.status, 200);
         read_metrics(&answer.text(), &mut exported);
     }
+    read_metrics(&operators_metrics(&stack).await, &mut exported);
     exported
+}
+
+/// What an operator exports that has compared policies and issuers.
+async fn operators_metrics(stack: &DevStack) -> String {
+    let server = ApiServer::start(&[]).await;
+    let crds = std::fs::read_to_string(chart().join("crds/crds.yaml")).expect("crds");
+    for document in crds.split("\n---\n") {
+        let crd: Value = serde_norway::from_str(document).expect("YAML");
+        server.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &crd).await;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let token = directory.path().join("admin.token");
+    std::fs::write(&token, stack.field("admin_token")).expect("written");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let config = json!({
+        "controlPlane": { "url": stack.field("admin_url"), "tokenFile": token },
+        "listen": { "health": address },
+    });
+    let _operator = start_operator(&server, &config, directory.path());
+    wait::until("the operator to have compared both kinds", wait::USUAL, || async {
+        let text = http::get(&address, "/metrics").await.map_err(|error| error.to_string())?.text();
+        let both = ["policies", "issuers"].iter().all(|kind| text.contains(&format!("{{kind=\"{kind}\"}}")));
+        if both { Ok(text) } else { Err(text) }
+    })
+    .await
 }
 
 /// The selectors of an expression: a metric and the text between its braces.
@@ -208,7 +236,7 @@ async fn prometheus_understands_every_panel() {
 fn dashboards_are_ones_that_grafana_can_keep_apart() {
     let dashboards = dashboards();
     let names: Vec<&str> = dashboards.iter().map(|(name, _)| name.as_str()).collect();
-    for name in ["fleet.json", "decisions.json", "issuance.json", "keys.json", "audit.json"] {
+    for name in ["fleet.json", "decisions.json", "issuance.json", "keys.json", "audit.json", "stores.json"] {
         assert!(names.contains(&name), "{name} in {names:?}");
     }
     let mut uids = BTreeSet::new();
