@@ -108,6 +108,8 @@ def matrix():
             "authCallout": {"enabled": True, "account": "TOKENS", "existingSecret": "callout", "publicKey": CALLOUT_KEY},
         },
     }, ["nats-cp", "callout", "tls"]
+    for name, values in regions().items():
+        yield f"region-{name}", values, ["atm-secrets", "atm-postgresql", "atm-postgresql-ca", "id-tls", "nats-control-plane", "nats-validator"]
     choices = {
         "store": [{"controlPlane": {"store": {"type": "embedded"}}}, {"controlPlane": {"store": {"type": "postgresql", "postgresql": {"url": "postgres://atm@pg/atm"}}}}],
         "nats": [{}, {"nats": {"bundled": {"replicas": 3}}}, {"nats": {"url": "nats://n:4222", "bundled": {"enabled": False}}}],
@@ -122,6 +124,23 @@ def matrix():
         for part in combination:
             values = merged(values, part)
         yield f"pair-{number}", values, ["pg", "tls"]
+
+
+def regions():
+    """The values of examples/regions, by region."""
+    folder = pathlib.Path(__file__).resolve().parents[2] / "examples" / "regions"
+    return {file.stem: yaml.load(file.read_text(), manifests.StrictLoader) for file in sorted(folder.glob("*.yaml"))}
+
+
+def disagreements():
+    """What all regions of one installation must have in common."""
+    values = regions()
+    found = [] if len(values) >= 3 else [f"examples/regions has {sorted(values)}"]
+    for key in ("feedKeys", "realmGroup"):
+        if len({json.dumps(one[key]) for one in values.values()}) != 1:
+            found.append(f"examples/regions: {key} differs between regions")
+    hubs = [name for name, one in values.items() if one.get("controlPlane", {}).get("enabled", True)]
+    return found if len(hubs) == 1 else [*found, f"examples/regions: control planes in {hubs}"]
 
 
 def pairwise(choices):
@@ -239,7 +258,7 @@ def main():
     chart_path, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
     only = sys.argv[3] if len(sys.argv) > 3 else None
     chart = helm.Chart.load(chart_path)
-    wrong = []
+    wrong = disagreements()
     count = 0
     for name, values, given in matrix():
         if only and name != only:
@@ -270,7 +289,10 @@ def main():
             wrong += [f"{name}: {mistake}" for mistake in json.loads(injected.read_text())]
         rules = [o["spec"] for o in objects if o["kind"] == "PrometheusRule"]
         for rule in rules:
-            (out / name / "rules.yaml").write_text(yaml.safe_dump(rule))
+            text = yaml.safe_dump(rule)
+            (out / name / "rules.yaml").write_text(text)
+            if not values.get("controlPlane", {}).get("enabled", True) and "absent(" in text:
+                wrong.append(f"{name}: an alert fires for want of a control plane, which is elsewhere")
         count += len(objects)
     for values, part in [] if only else REFUSED:
         try:
