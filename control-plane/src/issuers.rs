@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::IssueClock;
 use crate::feed::FeedHandle;
+use crate::realms;
 use crate::registry::FieldError;
 use crate::secret::{self, SecretError};
 use crate::store::outbox::{self, Ticket};
@@ -434,7 +435,7 @@ fn check(settings: &IssuerSettings, own_issuer: &str) -> Result<Vec<Algorithm>, 
             "issuer",
             format!("must be 1 to {MAX_TEXT} bytes without control characters, exactly as in the tokens"),
         );
-    } else if settings.issuer == own_issuer || settings.issuer.starts_with(&format!("{own_issuer}/realms/")) {
+    } else if settings.issuer == own_issuer || realms::name_in(own_issuer, &settings.issuer).is_some() {
         refuse("issuer", "is our own; its keys are never somebody else's".into());
     }
     for (field, url) in

@@ -331,5 +331,10 @@ pub fn issuer_of(default_issuer: &str, name: &str) -> String {
     format!("{default_issuer}/realms/{name}")
 }
 
+/// The name in such an issuer, whether there is a realm of it or not.
+pub(crate) fn name_in<'a>(default_issuer: &str, issuer: &'a str) -> Option<&'a str> {
+    issuer.strip_prefix(default_issuer)?.strip_prefix("/realms/")
+}
+
 #[cfg(test)]
 mod tests;

@@ -359,8 +359,9 @@ async fn churn(directory: &Path) {
     row("churn: resident before it", memory("VmRSS"), "MiB");
     row("churn: on disk before it", on_disk(&directory.join("db")), "MiB");
     let (started, mut most) = (Instant::now(), memory("VmRSS"));
+    let bucket_of_hour = |hour: u64| Bucket(FIRST_BUCKET + u32::try_from(BUCKETS + hour).unwrap());
     for hour in 0..hours {
-        let bucket = Bucket(FIRST_BUCKET + u32::try_from(BUCKETS + hour).unwrap());
+        let bucket = bucket_of_hour(hour);
         running.forget_before(Bucket(FIRST_BUCKET + u32::try_from(hour + 1).unwrap()));
         let numbers: Vec<u64> = (first + hour * an_hour..first + (hour + 1) * an_hour).collect();
         for set in numbers.chunks(usize::try_from(IDS_A_SET).unwrap()) {
@@ -390,10 +391,8 @@ async fn churn(directory: &Path) {
     row("churn: resident at most", most, "MiB");
     row("churn: taken", started.elapsed().as_secs_f64(), "s");
     let held = running.reader.load();
-    let is_revoked = |hour: u64, number| {
-        let bucket = Bucket(FIRST_BUCKET + u32::try_from(BUCKETS + hour).unwrap());
-        held.view.revocations.is_token_revoked(bucket, &spread(number)).unwrap()
-    };
+    let is_revoked =
+        |hour, number| held.view.revocations.is_token_revoked(bucket_of_hour(hour), &spread(number)).unwrap();
     assert!(is_revoked(hours - 1, first + hours * an_hour - 1), "the last of the last hour");
     assert!(hours <= BUCKETS || !is_revoked(0, first), "what has expired is forgotten");
     drop(held);

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use atm_proto::signature::TrustedFeedKeys;
 use atm_tests::authz::Authz;
 use atm_tests::dev::{DevClient, DevStack};
+use atm_tests::figures::{row, size};
 use atm_tests::sidecar::Sidecar;
 use atm_tests::simulation::{FleetSettings, SimulatedFleet};
 use atm_tests::token::now;
@@ -28,8 +29,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::main]
 async fn main() {
-    let subscribers = number("ATM_FLEET_SUBSCRIBERS", 100);
-    let revocations = number("ATM_FLEET_REVOCATIONS", 50);
+    let subscribers = size("ATM_FLEET_SUBSCRIBERS", 100);
+    let revocations = size("ATM_FLEET_REVOCATIONS", 50);
     let stack = DevStack::up().await;
     let client = stack.client();
     client.until_settled().await;
@@ -39,8 +40,8 @@ async fn main() {
         realm_group: "default".into(),
         trusted: TrustedFeedKeys::new(vec![feed["feed_public_key"].as_str().unwrap().parse().unwrap()]),
         subscribers,
-        lose_one_of: number("ATM_FLEET_LOSE_ONE_OF", 0) as u64,
-        delay: Duration::from_millis(number("ATM_FLEET_DELAY_MS", 0) as u64),
+        lose_one_of: size("ATM_FLEET_LOSE_ONE_OF", 0) as u64,
+        delay: Duration::from_millis(size("ATM_FLEET_DELAY_MS", 0) as u64),
     };
     let fleet = SimulatedFleet::start(settings.clone()).await;
     // One revocation that nobody counts: after it everyone knows where the log is.
@@ -53,12 +54,7 @@ async fn main() {
         lost_message(&client, &settings).await;
     }
     drop(fleet);
-    batch(&client, &stack, number("ATM_FLEET_BATCH", 20_000)).await;
-}
-
-fn number(variable: &str, default: usize) -> usize {
-    let text = std::env::var(variable).ok();
-    text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} must be a whole number")))
+    batch(&client, &stack, size("ATM_FLEET_BATCH", 20_000)).await;
 }
 
 async fn revoke(client: &DevClient, number: usize) -> u64 {
@@ -205,16 +201,4 @@ impl Drop for Decisions {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-fn row(name: &str, times: &mut [Duration]) {
-    times.sort_unstable();
-    let at = |share: usize| times[(times.len() * share / 1000).min(times.len() - 1)].as_secs_f64() * 1e3;
-    println!(
-        "{name:<50} n {:>6}  median {:>7.2} ms  p99 {:>7.2} ms  max {:>7.2} ms",
-        times.len(),
-        at(500),
-        at(990),
-        at(1000)
-    );
 }

@@ -11,6 +11,7 @@ use atm_core::id::{Id, IdKind};
 use atm_tests::authz::Authz;
 use atm_tests::dev::DevStack;
 use atm_tests::feed::{FeedAuthor, policies, revoked_tokens};
+use atm_tests::figures::size;
 use atm_tests::nats::NatsServer;
 use atm_tests::process::resident_mib;
 use atm_tests::propagation::Propagation;
@@ -25,11 +26,6 @@ const IDS_A_SET: usize = 4_096;
 async fn main() {
     propagation(size("ATM_BENCH_REVOCATIONS", 1_000)).await;
     memory(size("ATM_BENCH_HELD", 1_000_000)).await;
-}
-
-fn size(variable: &str, default: usize) -> usize {
-    let text = std::env::var(variable).ok();
-    text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} must be a whole number")))
 }
 
 /// From the revocation call and from its return to the first refusal at the sidecar, one token after the other.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use atm_tests::authz::Authz;
 use atm_tests::dev::DevStack;
+use atm_tests::figures::size;
 use atm_tests::process::{self, peak_mib, resident_mib};
 use atm_tests::propagation::Propagation;
 use atm_tests::sidecar::Sidecar;
@@ -20,8 +21,7 @@ use serde_json::{Value, json};
 
 #[tokio::main]
 async fn main() {
-    let count: usize =
-        std::env::var("ATM_BENCH_IMPORTED").map_or(1_000_000, |text| text.parse().expect("a number"));
+    let count = size("ATM_BENCH_IMPORTED", 1_000_000);
     let stack = DevStack::up().await;
     let client = stack.client();
     client.until_settled().await;
@@ -56,9 +56,7 @@ async fn main() {
     assert!(output.status.success(), "{}", process::stderr(&output));
     println!("{:<60} {:>8.1} s", "the same file again", again.elapsed().as_secs_f64());
     let authz = Authz::connect(stack.field("sidecar_grpc")).await;
-    let revocations =
-        std::env::var("ATM_BENCH_REVOCATIONS").map_or(1_000, |text| text.parse().expect("a number"));
-    let measured = Propagation::measure(&client, &authz, revocations).await;
+    let measured = Propagation::measure(&client, &authz, size("ATM_BENCH_REVOCATIONS", 1_000)).await;
     measured.print(&format!("a sidecar with {count}"));
     fresh_sidecar(&stack, count).await;
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use atm_test_postgres::Server;
 use atm_tests::authority::FeedAuthority;
+use atm_tests::figures::size;
 use atm_tests::nats::NatsServer;
 use atm_tests::token::now;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ const CALL: usize = 20_000;
 
 #[tokio::main]
 async fn main() {
-    let count = std::env::var("ATM_BENCH_SEQUENCED").map_or(200_000, |text| text.parse().expect("a number"));
+    let count = size("ATM_BENCH_SEQUENCED", 200_000);
     sequence("embedded store", &json!({}), count).await;
     let server = tokio::task::spawn_blocking(Server::start).await.expect("PostgreSQL starts");
     let segments = tempfile::tempdir().expect("a directory");

@@ -16,6 +16,7 @@ pub mod dev;
 pub mod disk;
 pub mod envoy;
 pub mod feed;
+pub mod figures;
 pub mod http;
 pub mod island;
 pub mod kubernetes;

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::authz::Authz;
 use crate::dev::DevClient;
+use crate::figures::row;
 
 /// How long each of some revocations took, measured one after the other.
 #[derive(Debug, Default)]
@@ -51,17 +52,4 @@ impl Propagation {
         row(&format!("{of}: call to first refusal"), &mut self.from_call);
         row(&format!("{of}: return of the call to first refusal"), &mut self.from_return);
     }
-}
-
-#[expect(clippy::print_stdout, reason = "a benchmark's figures")]
-fn row(name: &str, times: &mut [Duration]) {
-    times.sort_unstable();
-    let at = |share: usize| times[(times.len() * share / 1000).min(times.len() - 1)].as_secs_f64() * 1e3;
-    println!(
-        "{name:<66} n {:>5}  median {:>7.2} ms  p99 {:>7.2} ms  max {:>7.2} ms",
-        times.len(),
-        at(500),
-        at(990),
-        at(1000)
-    );
 }

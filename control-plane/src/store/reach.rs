@@ -5,7 +5,7 @@ use atm_core::time::UnixMillis;
 
 use super::query::Query;
 use super::{Store, StoreError, clients, from_sql, query};
-use crate::realms::DEFAULT_REALM;
+use crate::realms::{self, DEFAULT_REALM};
 use crate::revocation::Selector;
 
 /// Numbers of what is in force.
@@ -30,8 +30,7 @@ impl<'a> Home<'a> {
         if issuer == self.issuer {
             return Some(self.realm);
         }
-        let name = issuer.strip_prefix(self.issuer)?.strip_prefix("/realms/")?;
-        (self.realm == DEFAULT_REALM).then_some(name)
+        realms::name_in(self.issuer, issuer).filter(|_| self.realm == DEFAULT_REALM)
     }
 }
 
